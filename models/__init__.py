@@ -1,0 +1,1 @@
+"""The mathematics of Winnow: arrays in, arrays out. `specs`, `calibration` and `abstention` need no torch."""
