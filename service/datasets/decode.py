@@ -1,0 +1,101 @@
+"""One image file to pixels at the working resolution. Ingest and prediction share it, so serving sees what training saw."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+WHITE = 255
+DEFAULT_MAX_PIXELS = 40_000_000
+
+
+class ImageRejected(Exception):
+    """This one image cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the first bytes of an image file tell."""
+
+    width: int
+    height: int
+    grey: bool
+
+
+def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
+    """Size and colour without decoding the pixels."""
+    with _opened(data, max_pixels) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
+        width, height = (image.height, image.width) if turned else (image.width, image.height)
+        return ImageHeader(width, height, _is_grey(image))
+
+
+def decode_image(
+    data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Decode to (size, size, channels): upright by EXIF, alpha over white, 16 bits scaled to 8, first frame of many."""
+    with _opened(data, max_pixels) as image:
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
+            raise ImageRejected(f"its pixels cannot be decoded ({error})") from error
+        upright = ImageOps.exif_transpose(image)
+        return fit_pixels(_to_eight_bits(upright, channels), size=size, channels=channels)
+
+
+def fit_pixels(image: NDArray[np.uint8] | Image.Image, *, size: int, channels: int) -> NDArray[np.uint8]:
+    """Resize to size × size by bilinear interpolation (sides are scaled on their own) and convert to the channels."""
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
+    mode = "L" if channels == 1 else "RGB"
+    if picture.mode != mode:
+        picture = picture.convert(mode)
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(picture, dtype=np.uint8).reshape(size, size, channels)
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's hints on odd files; the size is checked below
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageRejected(f"it is too large ({error})") from error
+    except UnidentifiedImageError:
+        raise ImageRejected(f"it is not a whole image of a known format ({', '.join(FORMATS)})") from None
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError) as error:
+        raise ImageRejected(f"its header cannot be read ({error})") from error
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise ImageRejected(f"it is {image.width}×{image.height} pixels; at most {max_pixels} are accepted")
+    return image
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+
+
+def _to_eight_bits(image: Image.Image, channels: int) -> Image.Image:
+    """Any mode Pillow knows to L or RGB, without losing what the file meant."""
+    if image.mode.startswith("I"):
+        return _sixteen_to_eight(image)
+    if image.mode == "F":
+        raise ImageRejected("its pixels are floating-point numbers, whose range is unknown; save it with 8 or 16 bits")
+    if "transparency" in image.info or image.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
+        image = Image.alpha_composite(background, image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _sixteen_to_eight(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65_535:
+        raise ImageRejected("its pixels need more than 16 bits; save it with 8 or 16")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

@@ -1,0 +1,66 @@
+"""Versions of data sets in the database."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from service.datasets.shards import ShardReader, Written
+from service.db import now
+from service.errors import NotFound
+from service.references import DatasetRef, parse_dataset_ref
+from service.storage import Storage
+from service.tables import DatasetVersion
+
+
+def find(session: Session, reference: str | DatasetRef) -> DatasetVersion:
+    """The version that `reference` names. Raises InvalidReference or NotFound."""
+    ref = parse_dataset_ref(reference) if isinstance(reference, str) else reference
+    found = session.get(DatasetVersion, (ref.name, ref.version))
+    if found is None:
+        latest = session.scalar(select(func.max(DatasetVersion.version)).where(DatasetVersion.name == ref.name))
+        hint = f"its newest version is {ref.name}@{latest}" if latest else "no data set of that name has been uploaded"
+        raise NotFound(f"There is no data set {ref}: {hint}.", code="dataset_not_found")
+    return found
+
+
+def publish(
+    session: Session,
+    name: str,
+    *,
+    job_id: str,
+    prefix: str,
+    written: Written,
+    classes: list[str],
+    image_shape: tuple[int, int, int],
+    source_format: str,
+    parent: str | None = None,
+) -> DatasetVersion:
+    """Make the next version of `name`; the caller's transaction decides whether it comes to be."""
+    latest = session.scalar(select(func.max(DatasetVersion.version)).where(DatasetVersion.name == name)) or 0
+    row = DatasetVersion(
+        name=name,
+        version=latest + 1,
+        job_id=job_id,
+        prefix=prefix,
+        digest=written.digest,
+        num_samples=written.num_samples,
+        classes=classes,
+        class_counts=written.class_counts,
+        image_shape=list(image_shape),
+        source_format=source_format,
+        parent=parent,
+        created_at=now(),
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def reader(storage: Storage, row: DatasetVersion) -> ShardReader:
+    height, width, channels = row.image_shape
+    return ShardReader(storage, row.prefix, row.num_samples, (height, width, channels))
+
+
+def reference_of(row: DatasetVersion) -> str:
+    return str(DatasetRef(row.name, row.version))

@@ -1,0 +1,107 @@
+"""Every error a user can meet, in one tree with stable codes. No HTTP here: `service.api.problems` maps the branches.
+
+WinnowError
+├── InvalidInput            what was sent cannot be used as it is
+│   ├── InvalidParams       a job's parameters do not fit its spec
+│   ├── InvalidReference    not a name, name@n or name:alias
+│   ├── InvalidUpload       an upload that is not an image data set
+│   └── UnusableDataset     a data set that this job cannot work with
+├── NotFound                nothing by that name
+├── Conflict                the state of the thing forbids it
+│   ├── IllegalTransition   a job cannot go from this state to that
+│   └── IdempotencyConflict same key, other payload
+├── Unauthorized            no key, or a wrong one
+├── TooLarge                over a limit
+├── UnsupportedMedia        a format that Winnow does not read
+├── TooManyRequests         the queue is full; come back later
+├── Unavailable             a part is missing for now
+├── LeaseLost               another attempt owns the job (workers only)
+└── Corrupt                 stored bytes are not what was stored
+"""
+
+from __future__ import annotations
+
+
+class WinnowError(Exception):
+    """`code` is stable and documented; `message` says what was wrong, where, and what to do."""
+
+    code = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None, **details: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        if code is not None:
+            self.code = code
+
+
+class InvalidInput(WinnowError):
+    code = "invalid_input"
+
+
+class InvalidParams(InvalidInput):
+    code = "invalid_params"
+
+
+class InvalidReference(InvalidInput):
+    code = "invalid_reference"
+
+
+class InvalidUpload(InvalidInput):
+    code = "invalid_upload"
+
+
+class UnusableDataset(InvalidInput):
+    code = "unusable_dataset"
+
+
+class NotFound(WinnowError):
+    code = "not_found"
+
+
+class Conflict(WinnowError):
+    code = "conflict"
+
+
+class IllegalTransition(Conflict):
+    code = "illegal_transition"
+
+
+class IdempotencyConflict(InvalidInput):
+    code = "idempotency_key_reused"
+
+
+class Unauthorized(WinnowError):
+    code = "unauthorized"
+
+
+class TooLarge(WinnowError):
+    code = "too_large"
+
+
+class UnsupportedMedia(WinnowError):
+    code = "unsupported_media"
+
+
+class TooManyRequests(WinnowError):
+    code = "too_many_requests"
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 1, **details: object) -> None:
+        super().__init__(message, **details)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(WinnowError):
+    code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 5, **details: object) -> None:
+        super().__init__(message, **details)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class LeaseLost(WinnowError):
+    code = "lease_lost"
+
+
+class Corrupt(WinnowError):
+    code = "corrupt"

@@ -1,0 +1,58 @@
+"""One frozen Settings, read from the environment (`WINNOW_…`) at the entry points only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Every knob of a deployment; hyperparameters are not here but in `models.specs`."""
+
+    model_config = SettingsConfigDict(env_prefix="WINNOW_", frozen=True, extra="ignore")
+
+    home: Path = Field(Path.home() / ".winnow", description="folder of the embedded stack: database, storage, logs, keys")
+    host: str = Field("127.0.0.1", description="address the gateway binds to")
+    port: int = Field(8080, ge=0, le=65535, description="port the gateway binds to")
+    database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in home")
+    redis_url: str = Field("", description="broker URL as Celery reads it; the embedded stack starts its own")
+    storage: Path = Field(Path(), description="folder of uploads, shards, bundles and reports; default: home/storage")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    max_upload_bytes: int = Field(20 * 1024 * MIB, gt=0, description="largest upload accepted")
+    max_image_pixels: int = Field(40_000_000, gt=0, description="largest image decoded, in pixels")
+    max_image_bytes: int = Field(64 * MIB, gt=0, description="largest single image file inside an upload")
+    max_images: int = Field(5_000_000, gt=0, description="most images in one data set version")
+
+    lease_seconds: float = Field(8.0, gt=0, description="a worker silent for this long loses its job to another")
+    heartbeat_seconds: float = Field(1.0, gt=0, description="how often a worker renews its lease and looks for a cancel")
+    reap_seconds: float = Field(1.0, gt=0, description="how often a worker looks for lost and unclaimed jobs")
+    max_attempts: int = Field(3, ge=1, description="attempts after which a job that kills its worker fails")
+
+    serving_threads: int = Field(2, ge=1, description="ONNX Runtime intra-op threads of a session")
+    require_cuda: bool = Field(False, description="refuse to serve on the CPU")
+    loaded_models: int = Field(4, ge=1, description="model versions kept in memory")
+    predict_batch: int = Field(64, ge=1, description="images in one ONNX call, at most")
+    predict_queue: int = Field(32, ge=1, description="prediction requests waiting, at most; more get 503")
+    max_predict_bytes: int = Field(64 * MIB, gt=0, description="largest body of a prediction request")
+    max_predict_images: int = Field(4096, ge=1, description="most images in a prediction request")
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Settings from the environment, with the defaults that depend on `home` filled in."""
+        return cls().resolved()
+
+    def resolved(self) -> Self:
+        home = self.home.expanduser().resolve()
+        return self.model_copy(
+            update={
+                "home": home,
+                "database_url": self.database_url or f"sqlite:///{home / 'winnow.db'}",
+                "storage": home / "storage" if self.storage == Path() else self.storage.expanduser().resolve(),
+            }
+        )
