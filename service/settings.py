@@ -16,7 +16,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WINNOW_", frozen=True, extra="ignore")
 
-    home: Path = Field(Path.home() / ".winnow", description="folder of the embedded stack: database, storage, logs, keys")
+    home: Path = Field(
+        Path.home() / ".winnow", description="folder of the embedded stack: database, storage, logs, keys"
+    )
     host: str = Field("127.0.0.1", description="address the gateway binds to")
     port: int = Field(8080, ge=0, le=65535, description="port the gateway binds to")
     database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in home")
@@ -30,7 +32,9 @@ class Settings(BaseSettings):
     max_images: int = Field(5_000_000, gt=0, description="most images in one data set version")
 
     lease_seconds: float = Field(8.0, gt=0, description="a worker silent for this long loses its job to another")
-    heartbeat_seconds: float = Field(1.0, gt=0, description="how often a worker renews its lease and looks for a cancel")
+    heartbeat_seconds: float = Field(
+        1.0, gt=0, description="how often a worker renews its lease and looks for a cancel"
+    )
     reap_seconds: float = Field(1.0, gt=0, description="how often a worker looks for lost and unclaimed jobs")
     max_attempts: int = Field(3, ge=1, description="attempts after which a job that kills its worker fails")
 

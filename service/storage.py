@@ -36,7 +36,11 @@ class LocalStorage:
 
     def path(self, key: str) -> Path:
         parts = PurePosixPath(key).parts
-        if not parts or key.startswith("/") or any(part in ("..", ".") or "\\" in part or "\0" in part for part in parts):
+        if (
+            not parts
+            or key.startswith("/")
+            or any(part in ("..", ".") or "\\" in part or "\0" in part for part in parts)
+        ):
             raise ValueError(f"not a storage key: {key!r}")
         return self._root.joinpath(*parts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, String, TypeDecorator
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -26,7 +26,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Table(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, datetime: UtcDateTime}  # noqa: RUF012 (SQLAlchemy's form)
+    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), list[Any]: JSON, datetime: UtcDateTime}  # noqa: RUF012 (SQLAlchemy's form)
 
 
 class Job(Table):
@@ -108,7 +108,6 @@ class ModelAlias(Table):
     """A movable name for a model version, such as `champion`."""
 
     __tablename__ = "model_aliases"
-    __table_args__ = (UniqueConstraint("name", "alias"),)
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     alias: Mapped[str] = mapped_column(String(64), primary_key=True)

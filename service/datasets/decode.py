@@ -36,9 +36,7 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHe
         return ImageHeader(width, height, _is_grey(image))
 
 
-def decode_image(
-    data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> NDArray[np.uint8]:
+def decode_image(data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode to (size, size, channels): upright by EXIF, alpha over white, 16 bits scaled to 8, first frame of many."""
     with _opened(data, max_pixels) as image:
         try:

@@ -36,15 +36,23 @@ def check_member(member: zipfile.ZipInfo) -> None:
     name = member.filename
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or "\0" in name or (path.parts and path.parts[0].endswith(":")):
-        raise InvalidUpload(f"The archive holds a path that leads out of it: {name!r}. Nothing was kept.", code="unsafe_path")
+        raise InvalidUpload(
+            f"The archive holds a path that leads out of it: {name!r}. Nothing was kept.", code="unsafe_path"
+        )
     if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
-        raise InvalidUpload(f"The archive holds a name of over {MAX_NAME_BYTES} bytes: {name[:60]!r}….", code="unsafe_path")
+        raise InvalidUpload(
+            f"The archive holds a name of over {MAX_NAME_BYTES} bytes: {name[:60]!r}….", code="unsafe_path"
+        )
     if stat.S_ISLNK(member.external_attr >> 16):
         raise InvalidUpload(f"The archive holds a link: {name!r}. Send the files themselves.", code="unsafe_path")
     if member.flag_bits & ENCRYPTED:
-        raise InvalidUpload(f"The archive is encrypted ({name!r}). Send it without a password.", code="encrypted_archive")
+        raise InvalidUpload(
+            f"The archive is encrypted ({name!r}). Send it without a password.", code="encrypted_archive"
+        )
     if member.file_size > MAX_RATIO * max(member.compress_size, 1024):
-        raise TooLarge(f"{name!r} unfolds to more than {MAX_RATIO} times its size. Nothing was kept.", code="archive_bomb")
+        raise TooLarge(
+            f"{name!r} unfolds to more than {MAX_RATIO} times its size. Nothing was kept.", code="archive_bomb"
+        )
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:

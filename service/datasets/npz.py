@@ -53,7 +53,9 @@ class NpzUpload:
         labels = self._column(LABEL_KEYS, "labels")
         values, self._labels = np.unique(labels, return_inverse=True)
         if len(values) > MAX_CLASSES:
-            raise InvalidUpload(f"labels holds {len(values)} different values; at most {MAX_CLASSES} classes are accepted.")
+            raise InvalidUpload(
+                f"labels holds {len(values)} different values; at most {MAX_CLASSES} classes are accepted."
+            )
         self.classes = [str(value) for value in values]
         self._groups = self._column(GROUP_KEYS, "groups") if self._find(GROUP_KEYS) else None
 
@@ -105,7 +107,8 @@ class NpzUpload:
             raise InvalidUpload(f"{member.filename} in the npz is damaged ({error}).", code="broken_archive") from error
         if dtype.hasobject:
             raise InvalidUpload(
-                f"{member.filename} holds Python objects, which are never unpickled. Save plain numbers.", code="pickled_array"
+                f"{member.filename} holds Python objects, which are never unpickled. Save plain numbers.",
+                code="pickled_array",
             )
         if fortran and len(shape) > 1:
             raise InvalidUpload(f"{member.filename} is in Fortran order. Save it with numpy.ascontiguousarray.")
@@ -126,9 +129,13 @@ class NpzUpload:
         if min(shape) < 1:
             raise InvalidUpload(f"{name} has shape {shape}: there is no image in it.", code="no_images")
         if shape[1] * shape[2] > limits.max_image_pixels:
-            raise TooLarge(f"{name} has images of {shape[1]}×{shape[2]}; at most {limits.max_image_pixels} pixels are accepted.")
+            raise TooLarge(
+                f"{name} has images of {shape[1]}×{shape[2]}; at most {limits.max_image_pixels} pixels are accepted."
+            )
         if shape[0] > limits.max_images or math.prod(shape) > limits.max_unpacked_bytes:
-            raise TooLarge(f"{name} unfolds to {math.prod(shape)} bytes in {shape[0]} images: split it into several data sets.")
+            raise TooLarge(
+                f"{name} unfolds to {math.prod(shape)} bytes in {shape[0]} images: split it into several data sets."
+            )
 
     def _column(self, keys: tuple[str, ...], what: str) -> NDArray[Any]:
         """A one-dimensional array, one integer (or short string, for groups) an image."""
@@ -140,13 +147,17 @@ class NpzUpload:
                 code="labels_do_not_match",
             )
         if header.dtype.kind not in "iu" and not (what == "groups" and header.dtype.kind in "US"):
-            raise InvalidUpload(f"{header.member.filename} is {header.dtype}; {what} must be integers.", code="labels_not_integers")
+            raise InvalidUpload(
+                f"{header.member.filename} is {header.dtype}; {what} must be integers.", code="labels_not_integers"
+            )
         try:
             with self._archive.open(header.member) as file:
                 _read_header(file)
                 data = _read_exactly(file, math.prod(shape) * header.dtype.itemsize)
         except BROKEN as error:
-            raise InvalidUpload(f"{header.member.filename} in the npz is damaged ({error}).", code="broken_archive") from error
+            raise InvalidUpload(
+                f"{header.member.filename} in the npz is damaged ({error}).", code="broken_archive"
+            ) from error
         return np.frombuffer(data, header.dtype)
 
 
@@ -163,5 +174,7 @@ def _read_exactly(file: IO[bytes], count: int) -> bytes:
     except BROKEN as error:
         raise InvalidUpload(f"The npz is damaged ({error}). Upload it again.", code="broken_archive") from error
     if len(data) != count:
-        raise InvalidUpload("An array in the npz is shorter than its header says. Upload it again.", code="broken_archive")
+        raise InvalidUpload(
+            "An array in the npz is shorter than its header says. Upload it again.", code="broken_archive"
+        )
     return data

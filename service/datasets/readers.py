@@ -28,15 +28,20 @@ class Upload(Protocol):
     def pixels(self, sample: Sample, *, size: int, channels: int) -> NDArray[np.uint8]: ...
 
 
+def refuse_unknown(magic: bytes) -> UnsupportedMedia:
+    """The error for bytes that begin like nothing Winnow reads."""
+    return UnsupportedMedia(
+        f"The upload is neither a zip of class folders nor an npz: it begins with {magic.hex(' ') or 'nothing'}. "
+        "Send a zip with one folder a class, or an npz with images and labels.",
+        code="unknown_format",
+    )
+
+
 def open_upload(file: BinaryIO, limits: Limits) -> Upload:
     """Raises UnsupportedMedia for a format that is not read, InvalidUpload or TooLarge for one that is broken."""
     magic = file.read(4)
     file.seek(0)
     if magic not in ZIP_MAGICS:
-        raise UnsupportedMedia(
-            f"The upload is neither a zip of class folders nor an npz: it begins with {magic.hex(' ') or 'nothing'}. "
-            "Send a zip with one folder a class, or an npz with images and labels.",
-            code="unknown_format",
-        )
+        raise refuse_unknown(magic)
     archive = open_zip(file)
     return NpzUpload(archive, limits) if looks_like_npz(archive) else ImageFolderUpload(archive, limits)

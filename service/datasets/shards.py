@@ -126,6 +126,9 @@ class ShardReader:
         for number in range(self.num_shards):
             yield number * SHARD_IMAGES, self.shard(number)
 
+    def image(self, index: int) -> NDArray[np.uint8]:
+        return self.images(np.array([index], np.int64))[0]
+
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The images at `indices`, in that order; every shard is read at most once."""
         found = np.empty((len(indices), *self.image_shape), np.uint8)

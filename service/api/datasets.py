@@ -1,0 +1,136 @@
+"""Data sets over HTTP: uploads, versions, samples."""
+
+from __future__ import annotations
+
+import io
+import secrets
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from PIL import Image
+from pydantic import ValidationError
+from sqlalchemy import select, tuple_
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from models.specs import IngestSpec
+from service.api.access import Key
+from service.api.schemas import DatasetOut, JobOut, Page, decode_cursor, decode_offset, encode_cursor
+from service.datasets import repository as datasets
+from service.datasets.receive import Received, parse_repr_digest, receive
+from service.errors import InvalidInput, NotFound, TooLarge
+from service.jobs.create import add_job
+from service.jobs.submit import parse_params
+from service.references import check_name
+from service.tables import DatasetVersion
+
+router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+@router.post("/{name}/versions", status_code=202, response_model=JobOut, summary="Upload a data set")
+async def upload(
+    request: Request,
+    name: str,
+    _key: Key,
+    size: int | None = None,
+    channels: int | None = None,
+    max_rejected_share: float | None = None,
+) -> Response:
+    """The raw body is a zip of class folders, or an npz of `images` and `labels`. Answers with the ingest job."""
+    check_name(name, what="data set")
+    given = {"size": size, "channels": channels, "max_rejected_share": max_rejected_share}
+    spec = parse_params("ingest", {field: value for field, value in given.items() if value is not None})
+    state = request.app.state
+    limit: int = state.settings.max_upload_bytes
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > limit:
+        raise TooLarge(
+            f"The upload is {announced} bytes; at most {limit} are accepted. Split it into several data sets."
+        )
+    key = f"uploads/{secrets.token_hex(16)}"
+    wanted = parse_repr_digest(request.headers.get("repr-digest"))
+    received = await receive(request.stream(), state.storage, key, max_bytes=limit, wanted_sha256=wanted)
+    job = await run_in_threadpool(_queue_ingest, request, name, key, received, spec)
+    return accepted(job)
+
+
+def _queue_ingest(request: Request, name: str, key: str, received: Received, spec: object) -> JobOut:
+    if not isinstance(spec, IngestSpec):
+        raise TypeError("ingest has an IngestSpec")
+    state = request.app.state
+    inputs = {"name": name, "upload": key, "sha256": received.sha256, "bytes": received.size}
+    with state.database.transaction() as session:
+        job = add_job(
+            session,
+            "ingest",
+            inputs=inputs,
+            params=spec.model_dump(mode="json"),
+            max_attempts=state.settings.max_attempts,
+            request_id=request.state.request_id,
+        )
+        answer = JobOut.of(session, job)
+    state.doorbell.ring([answer.id])
+    return answer
+
+
+def accepted(job: JobOut) -> Response:
+    headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1"}
+    return JSONResponse(job.model_dump(mode="json"), 202, headers)
+
+
+@router.get("", response_model=Page, summary="List versions, newest names first by name and number")
+def list_versions(request: Request, _key: Key, cursor: str | None = None, limit: Limit = 100) -> Page:
+    order = (DatasetVersion.name, DatasetVersion.version)
+    query = select(DatasetVersion).order_by(*order).limit(limit + 1)
+    if cursor is not None:
+        name, _, version = decode_cursor(cursor).rpartition("@")
+        if not version.isdecimal():
+            raise InvalidInput("That cursor is not one of ours: send next_cursor as a page gave it.", code="bad_cursor")
+        query = query.where(tuple_(*order) > (name, int(version)))
+    with request.app.state.database.session() as session:
+        rows = list(session.scalars(query))
+    more = encode_cursor(datasets.reference_of(rows[limit - 1])) if len(rows) > limit else None
+    return Page(items=[DatasetOut.of(row) for row in rows[:limit]], next_cursor=more)
+
+
+@router.get("/{reference}", response_model=DatasetOut | Page, summary="One version (name@n), or all of a name")
+def get_dataset(request: Request, reference: str, _key: Key) -> DatasetOut | Page:
+    with request.app.state.database.session() as session:
+        if "@" in reference:
+            return DatasetOut.of(datasets.find(session, reference))
+        check_name(reference, what="data set")
+        query = select(DatasetVersion).where(DatasetVersion.name == reference).order_by(DatasetVersion.version)
+        rows = list(session.scalars(query))
+    if not rows:
+        raise NotFound(f"There is no data set {reference}.", code="dataset_not_found")
+    return Page(items=[DatasetOut.of(row) for row in rows], next_cursor=None)
+
+
+@router.get("/{reference}/samples", response_model=Page, summary="The manifest, page by page")
+def samples(request: Request, reference: str, _key: Key, cursor: str | None = None, limit: Limit = 100) -> Page:
+    state = request.app.state
+    with state.database.session() as session:
+        row = datasets.find(session, reference)
+    offset = decode_offset(cursor)
+    table = datasets.reader(state.storage, row).manifest().slice(offset, limit)
+    items = [
+        {"index": offset + place, **fields, "label": row.classes[fields["label"]]}
+        for place, fields in enumerate(table.to_pylist())
+    ]
+    following = offset + limit
+    return Page(items=items, next_cursor=encode_cursor(following) if following < row.num_samples else None)
+
+
+@router.get("/{reference}/samples/{index}/image", summary="One image as PNG, as training sees it")
+def sample_image(request: Request, reference: str, index: int, _key: Key) -> Response:
+    state = request.app.state
+    with state.database.session() as session:
+        row = datasets.find(session, reference)
+    if not 0 <= index < row.num_samples:
+        raise NotFound(f"{reference} has images 0 to {row.num_samples - 1}, not {index}.", code="sample_not_found")
+    pixels = datasets.reader(state.storage, row).image(index)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    return Response(buffer.getvalue(), media_type="image/png")

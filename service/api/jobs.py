@@ -1,0 +1,144 @@
+"""Jobs over HTTP: submit, watch, cancel, retry, and what they found."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from starlette.responses import Response
+
+from service.api.access import Key
+from service.api.datasets import Limit, accepted
+from service.api.schemas import JobOut, JobRequest, Page, decode_cursor, decode_offset, encode_cursor
+from service.errors import InvalidInput
+from service.jobs import artifacts, control, harden, repository, submit
+from service.jobs.state import JobState
+from service.jobs.verdicts import SORTS, Verdict, VerdictTable
+from service.tables import Job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+PARQUET = "application/vnd.apache.parquet"
+
+
+@router.post("", status_code=202, response_model=JobOut, summary="Submit a job")
+def create(
+    request: Request, body: JobRequest, _key: Key, idempotency_key: Annotated[str | None, Header(max_length=255)] = None
+) -> Response:
+    asked = submit.Request(body.type, body.inputs(), body.params, idempotency_key, request.state.request_id)
+    state = request.app.state
+    try:
+        answer, to_ring = _submit(request, asked)
+    except IntegrityError:  # two with the same idempotency key at once: the other one made the job
+        answer, to_ring = _submit(request, asked)
+    state.doorbell.ring(to_ring)
+    return accepted(answer)
+
+
+def _submit(request: Request, asked: submit.Request) -> tuple[JobOut, list[str]]:
+    state = request.app.state
+    with state.database.transaction() as session:
+        job = submit.submit(session, asked, max_attempts=state.settings.max_attempts)
+        return JobOut.of(session, job), _to_ring(session, job)
+
+
+def _to_ring(session: repository.Session, job: Job) -> list[str]:
+    jobs = harden.steps_of(session, job.id) if job.type == "harden" else [job]
+    return [each.id for each in jobs if each.state == JobState.QUEUED and each.rung_at is None]
+
+
+@router.get("", response_model=Page, summary="List jobs, newest first")
+def list_jobs(
+    request: Request,
+    _key: Key,
+    state: JobState | None = None,
+    type: Literal["ingest", "sanitise", "distill", "evaluate", "harden"] | None = None,  # noqa: A002 (its name on the wire)
+    cursor: str | None = None,
+    limit: Limit = 100,
+) -> Page:
+    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    if state is not None:
+        query = query.where(Job.state == state)
+    if type is not None:
+        query = query.where(Job.type == type)
+    if cursor is not None:
+        query = query.where(Job.id < decode_cursor(cursor))
+    with request.app.state.database.session() as session:
+        jobs = list(session.scalars(query))
+        items = [JobOut.of(session, job) for job in jobs[:limit]]
+    return Page(items=items, next_cursor=encode_cursor(jobs[limit - 1].id) if len(jobs) > limit else None)
+
+
+@router.get("/{job_id}", response_model=JobOut, summary="One job")
+def get_job(request: Request, response: Response, job_id: str, _key: Key) -> JobOut:
+    with request.app.state.database.session() as session:
+        job = JobOut.of(session, repository.find(session, job_id))
+    if job.finished_at is None:
+        response.headers["Retry-After"] = "1"
+    return job
+
+
+@router.post("/{job_id}/cancel", status_code=202, response_model=JobOut, summary="Cancel a job")
+def cancel(request: Request, job_id: str, _key: Key) -> JobOut:
+    with request.app.state.database.transaction() as session:
+        job = repository.find(session, job_id)
+        control.cancel(session, job)
+        return JobOut.of(session, job)
+
+
+@router.post("/{job_id}/retry", status_code=202, response_model=JobOut, summary="Try a failed or cancelled job again")
+def retry(request: Request, job_id: str, _key: Key) -> Response:
+    with request.app.state.database.transaction() as session:
+        job = repository.find(session, job_id)
+        control.retry(session, job)
+        answer, to_ring = JobOut.of(session, job), _to_ring(session, job)
+    request.app.state.doorbell.ring(to_ring)
+    return accepted(answer)
+
+
+@router.get("/{job_id}/verdicts", response_model=Page, summary="What a sanitise job decided about every image")
+def verdicts(
+    request: Request,
+    job_id: str,
+    _key: Key,
+    verdict: Verdict | None = None,
+    sort: str = "index",
+    cursor: str | None = None,
+    limit: Limit = 100,
+    accept: Annotated[str, Header()] = "application/json",
+) -> Page | Response:
+    """JSON pages; the whole table with `Accept: text/csv` or `Accept: application/vnd.apache.parquet`."""
+    if sort.removeprefix("-") not in SORTS:
+        wanted = ", ".join(SORTS)
+        raise InvalidInput(
+            f"Verdicts cannot be sorted by {sort!r}: use one of {wanted}, with a '-' before it to reverse.",
+            code="bad_sort",
+        )
+    state = request.app.state
+    with state.database.session() as session:
+        job = artifacts.verdict_job(session, job_id)
+    key = artifacts.verdicts_key(job)
+    if PARQUET in accept:
+        return Response(state.storage.read(key), media_type=PARQUET)
+    table = VerdictTable.read(state.storage, key).select(verdict, sort)
+    if "text/csv" in accept:
+        return Response(table.csv(), media_type="text/csv")
+    offset = decode_offset(cursor)
+    following = offset + limit
+    more = encode_cursor(following) if following < len(table) else None
+    return Page(items=table.rows(offset, limit), next_cursor=more)
+
+
+@router.get("/{job_id}/report", summary="The report of a finished job, as HTML or JSON")
+def report(request: Request, job_id: str, _key: Key, accept: Annotated[str, Header()] = "*/*") -> Response:
+    """HTML where the caller prefers it and the job has one, else JSON."""
+    state = request.app.state
+    with state.database.session() as session:
+        job = artifacts.reported_job(session, job_id)
+    html_key = artifacts.report_key(job, "html")
+    if "text/html" in accept and state.storage.exists(html_key):
+        headers = {"Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'"}
+        return Response(state.storage.read(html_key), media_type="text/html; charset=utf-8", headers=headers)
+    return Response(state.storage.read(artifacts.report_key(job, "json")), media_type="application/json")

@@ -1,0 +1,140 @@
+"""Wire schemas: what goes over HTTP, apart from how it is kept."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from service.datasets.repository import reference_of
+from service.db import now
+from service.errors import InvalidInput
+from service.jobs import harden
+from service.jobs.state import JobState
+from service.tables import DatasetVersion, Job
+
+
+class JobRequest(BaseModel):
+    """What is to be done, to which data set, with which parameters; unknown fields are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "sanitise",
+                    "dataset": "signs@1",
+                    "reference": "trusted@1",
+                    "params": {"false_quarantine_rate": 0.01},
+                },
+                {"type": "harden", "dataset": "signs@1", "reference": "trusted@1", "model": "signs-student"},
+            ]
+        },
+    )
+
+    type: Literal["sanitise", "distill", "evaluate", "harden"]
+    dataset: str | None = None
+    reference: str | None = None
+    model: str | None = None
+    evaluate_on: str | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    def inputs(self) -> dict[str, str]:
+        return self.model_dump(include={"dataset", "reference", "model", "evaluate_on"}, exclude_none=True)
+
+
+class Progress(BaseModel):
+    done: int
+    total: int
+    unit: str
+    phase: str | None
+    fraction: float
+
+
+class JobOut(BaseModel):
+    id: str
+    type: str
+    state: JobState
+    inputs: dict[str, Any]
+    params: dict[str, Any]
+    progress: Progress
+    eta_seconds: float | None
+    attempt: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    steps: list[str] | None = None
+
+    @classmethod
+    def of(cls, session: Session, job: Job) -> JobOut:
+        steps = harden.steps_of(session, job.id) if job.type == "harden" else []
+        progress = harden.progress(steps) if job.type == "harden" else job.progress
+        fields = {name: getattr(job, name) for name in cls.model_fields if hasattr(job, name)}
+        return cls(
+            **{
+                **fields,
+                "progress": Progress(**progress),
+                "eta_seconds": _eta_seconds(job, progress["fraction"]),
+                "steps": [step.id for step in steps] if steps else None,
+            }
+        )
+
+
+def _eta_seconds(job: Job, fraction: float) -> float | None:
+    """From the share that is done and the time it took; None while that says nothing yet."""
+    if job.state != JobState.RUNNING or job.started_at is None or fraction < 0.02:
+        return None
+    elapsed = (now() - job.started_at).total_seconds()
+    return round(elapsed * (1 - fraction) / fraction, 1)
+
+
+class DatasetOut(BaseModel):
+    reference: str
+    name: str
+    version: int
+    digest: str
+    num_samples: int
+    classes: list[str]
+    class_counts: list[int]
+    image_shape: list[int]
+    source_format: str
+    parent: str | None
+    job_id: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: DatasetVersion) -> DatasetOut:
+        fields = {name: getattr(row, name) for name in cls.model_fields if hasattr(row, name)}
+        return cls(reference=reference_of(row), **fields)
+
+
+class Page(BaseModel):
+    items: list[Any]
+    next_cursor: str | None
+
+
+def encode_cursor(value: str | int) -> str:
+    return base64.urlsafe_b64encode(str(value).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> str:
+    """Raises InvalidInput for a cursor that no page gave out."""
+    try:
+        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            "That cursor is not one of ours: send next_cursor as a page gave it.", code="bad_cursor"
+        ) from error
+
+
+def decode_offset(cursor: str | None) -> int:
+    text = "0" if cursor is None else decode_cursor(cursor)
+    if not text.isdecimal():
+        raise InvalidInput("That cursor is not one of ours: send next_cursor as a page gave it.", code="bad_cursor")
+    return int(text)

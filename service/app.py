@@ -1,0 +1,53 @@
+"""The only place where HTTP is assembled."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from service.api import access, datasets, health, jobs, models, problems
+from service.db import Database
+from service.jobs.queue import Doorbell, celery_app
+from service.logs import configure_logs
+from service.serving.engine import Engine
+from service.settings import Settings
+from service.storage import LocalStorage
+
+DESCRIPTION = """
+Winnow removes poison from image training sets, and serves the model trained on what is left.
+Every error is `application/problem+json` with a stable `code`.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The gateway over an existing, migrated database."""
+    database = Database.open(settings.database_url)
+    storage = LocalStorage(settings.storage)
+    engine = Engine(database, storage, settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.close()
+        database.close()
+
+    app = FastAPI(title="Winnow", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app.state.settings = settings
+    app.state.database = database
+    app.state.storage = storage
+    app.state.engine = engine
+    app.state.doorbell = Doorbell(celery_app(settings), database)
+    app.add_middleware(access.RequestIds)
+    problems.install(app)
+    for part in (datasets, jobs, models, health):
+        app.include_router(part.router)
+    return app
+
+
+def from_env() -> FastAPI:
+    """For `uvicorn --factory service.app:from_env`."""
+    settings = Settings.from_env()
+    configure_logs(settings.log_level, part="gateway")
+    return create_app(settings)

@@ -1,0 +1,1 @@
+"""Jobs: what states they go through, how they are claimed, kept alive and finished."""

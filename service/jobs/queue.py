@@ -1,0 +1,68 @@
+"""The broker: a doorbell. It carries job ids and nothing else, and losing it loses nothing."""
+
+from __future__ import annotations
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from service.db import Database
+from service.jobs import repository
+from service.settings import Settings
+
+EXECUTE = "winnow.execute"
+QUEUE = "winnow"
+
+log = structlog.get_logger()
+
+
+def celery_app(settings: Settings) -> Celery:
+    """The one configuration that gateway and worker share."""
+    app = Celery("winnow", broker=settings.redis_url)
+    app.conf.update(
+        task_default_queue=QUEUE,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_prefetch_multiplier=1,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={"socket_connect_timeout": 2, "socket_keepalive": False},
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        event_queue_durable=False,
+        enable_utc=True,
+    )
+    return app
+
+
+class Doorbell:
+    """Tells the workers of queued jobs. A ring that fails is logged and made up for by the reaper."""
+
+    def __init__(self, app: Celery, database: Database) -> None:
+        self._app = app
+        self._database = database
+
+    def ring(self, job_ids: list[str]) -> bool:
+        """Call it after the commit, never before."""
+        if not job_ids:
+            return True
+        try:
+            for job_id in job_ids:
+                self._app.send_task(EXECUTE, args=[job_id], retry=False)
+        except (OperationalError, OSError) as error:
+            log.warning("doorbell did not ring", error=str(error), jobs=job_ids)
+            return False
+        repository.mark_rung(self._database, job_ids)
+        return True
+
+    def waiting(self) -> int:
+        """Messages in the queue. Raises OperationalError or OSError where the broker is away."""
+        with self._app.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1)
+            channel = connection.default_channel
+            return int(channel.queue_declare(QUEUE, passive=False).message_count)
+
+    def check(self) -> None:
+        """Raises OperationalError or OSError where the broker is away."""
+        with self._app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)

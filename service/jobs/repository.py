@@ -1,0 +1,144 @@
+"""Jobs in the database. Every change of state is one compare-and-set, so that two who try the same cannot both win."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import CursorResult, or_, select, update
+from sqlalchemy.orm import Session
+
+from service.db import Database, now
+from service.errors import LeaseLost, NotFound
+from service.jobs.state import OWNED, JobState, check_transition
+from service.tables import Job, JobEvent
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a job: valid while no other attempt has taken it."""
+
+    job_id: str
+    attempt: int
+    type: str
+    inputs: dict[str, Any]
+    params: dict[str, Any]
+    request_id: str | None
+
+
+def find(session: Session, job_id: str) -> Job:
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"There is no job {job_id}.", code="job_not_found")
+    return job
+
+
+def move(session: Session, job: Job, state: JobState, message: str, **changes: Any) -> bool:
+    """Compare-and-set from the state and attempt that `job` was read with; False where another was faster."""
+    check_transition(job.id, JobState(job.state), state)
+    statement = update(Job).where(Job.id == job.id, Job.state == job.state, Job.attempt == job.attempt)
+    result = session.execute(statement.values(state=state, **changes).execution_options(synchronize_session=False))
+    if not isinstance(result, CursorResult) or result.rowcount != 1:
+        return False
+    session.refresh(job)
+    record(session, job, message)
+    return True
+
+
+def record(session: Session, job: Job, message: str) -> None:
+    session.add(JobEvent(job_id=job.id, at=now(), state=job.state, attempt=job.attempt, message=message[:500]))
+
+
+def claim(database: Database, job_id: str, *, worker: str, lease_seconds: float) -> Claim | None:
+    """Take a queued job. None where it is not queued any more: the doorbell may ring twice."""
+    with database.transaction() as session:
+        job = session.get(Job, job_id)
+        if job is None or job.state != JobState.QUEUED:
+            return None
+        present = now()
+        taken = move(
+            session,
+            job,
+            JobState.RUNNING,
+            f"claimed by {worker}",
+            attempt=job.attempt + 1,
+            worker=worker,
+            lease_expires_at=present + timedelta(seconds=lease_seconds),
+            started_at=job.started_at or present,
+            error=None,
+        )
+        if not taken:
+            return None
+        start_parent(session, job)
+        return Claim(job.id, job.attempt, job.type, job.inputs, job.params, job.request_id)
+
+
+def start_parent(session: Session, job: Job) -> None:
+    """A harden job runs as soon as its first step does."""
+    parent = session.get(Job, job.parent_id) if job.parent_id else None
+    if parent is not None and parent.state == JobState.QUEUED:
+        move(session, parent, JobState.RUNNING, f"{job.type} started", started_at=parent.started_at or now())
+
+
+def renew(database: Database, claim: Claim, *, lease_seconds: float, progress: dict[str, Any]) -> JobState:
+    """Prolong the lease and store the progress. Raises LeaseLost where the job has a new owner."""
+    with database.transaction() as session:
+        statement = (
+            update(Job)
+            .where(Job.id == claim.job_id, Job.attempt == claim.attempt, Job.state.in_(OWNED))
+            .values(lease_expires_at=now() + timedelta(seconds=lease_seconds), progress=progress)
+            .returning(Job.state)
+        )
+        state = session.scalar(statement)
+    if state is None:
+        raise LeaseLost(f"Job {claim.job_id} is no longer attempt {claim.attempt}'s.")
+    return JobState(state)
+
+
+def owned(session: Session, claim: Claim) -> Job:
+    """The job, if the claim still holds. Raises LeaseLost."""
+    job = session.get(Job, claim.job_id, with_for_update=True)
+    if job is None or job.attempt != claim.attempt or job.state not in OWNED:
+        raise LeaseLost(f"Job {claim.job_id} is no longer attempt {claim.attempt}'s.")
+    return job
+
+
+def finish(
+    session: Session, claim: Claim, state: JobState, message: str, *, result: Any = None, error: Any = None
+) -> Job:
+    """End an attempt inside the caller's transaction, so that a result and its publication come to be together."""
+    job = owned(session, claim)
+    changes = {"result": result, "error": error, "finished_at": now(), "lease_expires_at": None}
+    if not move(session, job, state, message, **changes):
+        raise LeaseLost(f"Job {claim.job_id} was taken from attempt {claim.attempt}.")
+    return job
+
+
+def give_back(database: Database, claim: Claim) -> None:
+    """Put a job back in the queue without counting the attempt against it: the worker is shutting down."""
+    with database.transaction() as session:
+        job = owned(session, claim)
+        if job.state == JobState.CANCELLING:
+            move(session, job, JobState.CANCELLED, "cancelled", finished_at=now(), lease_expires_at=None)
+        else:
+            changes = {"lease_expires_at": None, "rung_at": None, "max_attempts": job.max_attempts + 1}
+            move(session, job, JobState.QUEUED, "given back by a worker that is shutting down", **changes)
+
+
+def lost(session: Session) -> list[Job]:
+    """Jobs whose worker has fallen silent."""
+    return list(session.scalars(select(Job).where(Job.state.in_(OWNED), Job.lease_expires_at < now())))
+
+
+def unclaimed(session: Session, *, patience_seconds: float) -> list[Job]:
+    """Queued jobs that nobody was told of, or that nobody came for."""
+    before = now() - timedelta(seconds=patience_seconds)
+    waiting = or_(Job.rung_at.is_(None), Job.rung_at < before)
+    query = select(Job).where(Job.state == JobState.QUEUED, Job.type != "harden", waiting)
+    return list(session.scalars(query.order_by(Job.created_at)))
+
+
+def mark_rung(database: Database, job_ids: list[str]) -> None:
+    with database.transaction() as session:
+        session.execute(update(Job).where(Job.id.in_(job_ids)).values(rung_at=now()))

@@ -1,0 +1,192 @@
+"""Accepts a job: checks what it asks for against what there is, so that a job that cannot succeed is never queued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from models.calibration import smallest_alpha
+from models.specs import PARAMS_OF_JOB, DistillSpec, HardenSpec, SanitiseSpec, Spec
+from service.datasets import repository as datasets
+from service.errors import IdempotencyConflict, InvalidParams, UnusableDataset
+from service.jobs import harden
+from service.jobs.create import add_job
+from service.references import check_name, parse_model_ref
+from service.registry import repository as registry
+from service.tables import DatasetVersion, Job
+
+INPUTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # type: (required, optional)
+    "sanitise": (frozenset({"dataset", "reference"}), frozenset()),
+    "distill": (frozenset({"dataset", "model"}), frozenset({"reference"})),
+    "evaluate": (frozenset({"model", "dataset"}), frozenset()),
+    "harden": (frozenset({"dataset", "reference", "model"}), frozenset({"evaluate_on"})),
+}
+MIN_REFERENCE_FIT = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asked for, as it came."""
+
+    type: str
+    inputs: dict[str, str]
+    params: dict[str, Any]
+    idempotency_key: str | None = None
+    request_id: str | None = None
+
+    def digest(self) -> str:
+        payload = json.dumps([self.type, self.inputs, self.params], sort_keys=True)
+        return hashlib.sha256(payload.encode()).hexdigest()
+
+
+def submit(session: Session, request: Request, *, max_attempts: int) -> Job:
+    """The job, new or (same idempotency key, same payload) the one made before. Raises InvalidInput or NotFound."""
+    if request.idempotency_key:
+        earlier = session.scalar(select(Job).where(Job.idempotency_key == request.idempotency_key))
+        if earlier is not None:
+            return _same(earlier, request)
+    spec = parse_params(request.type, request.params)
+    _check_inputs(session, request, spec)
+    job = add_job(
+        session,
+        request.type,
+        inputs=request.inputs,
+        params=spec.model_dump(mode="json"),
+        max_attempts=max_attempts,
+        request_id=request.request_id,
+        idempotency_key=request.idempotency_key,
+        payload_digest=request.digest(),
+    )
+    if job.type == "harden":
+        harden.first_step(session, job)
+    return job
+
+
+def parse_params(kind: str, params: dict[str, Any]) -> Spec:
+    """The complete spec of a job. Raises InvalidParams naming every field that is wrong."""
+    try:
+        return PARAMS_OF_JOB[kind].model_validate(params)
+    except ValidationError as error:
+        problems = [
+            {"field": ".".join(str(part) for part in ("params", *item["loc"])), "problem": item["msg"]}
+            for item in error.errors(include_url=False, include_context=False)
+        ]
+        told = "; ".join(f"{item['field']}: {item['problem']}" for item in problems)
+        raise InvalidParams(f"The parameters of this {kind} job are not right: {told}.", errors=problems) from error
+
+
+def _same(earlier: Job, request: Request) -> Job:
+    if earlier.payload_digest != request.digest():
+        raise IdempotencyConflict(
+            f"Idempotency-Key {request.idempotency_key!r} was used for another request (job {earlier.id}). Use a new key."
+        )
+    return earlier
+
+
+def _check_inputs(session: Session, request: Request, spec: Spec) -> None:
+    required, optional = INPUTS[request.type]
+    _check_names(request, required, optional)
+    inputs = request.inputs
+    dataset = datasets.find(session, inputs["dataset"])
+    reference = datasets.find(session, inputs["reference"]) if "reference" in inputs else None
+    if request.type in ("distill", "harden"):
+        check_name(inputs["model"], what="model")
+    if request.type == "evaluate":
+        model = registry.resolve(session, parse_model_ref(inputs["model"]))
+        check_matches(dataset, tuple(model.card["image_shape"]), model.card["classes"], f"model {inputs['model']}")
+    if "evaluate_on" in inputs:
+        test = datasets.find(session, inputs["evaluate_on"])
+        check_matches(test, tuple(dataset.image_shape), dataset.classes, f"data set {inputs['dataset']}")
+    if isinstance(spec, SanitiseSpec | HardenSpec) and reference is not None:
+        check_reference(dataset, reference, spec if isinstance(spec, SanitiseSpec) else spec.sanitise)
+    if isinstance(spec, DistillSpec | HardenSpec):
+        check_trainable(dataset, reference, spec if isinstance(spec, DistillSpec) else spec.distill)
+
+
+def _check_names(request: Request, required: frozenset[str], optional: frozenset[str]) -> None:
+    missing, unknown = required - request.inputs.keys(), request.inputs.keys() - required - optional
+    if missing:
+        raise InvalidParams(
+            f"A {request.type} job needs {' and '.join(sorted(missing))}.", code="missing_input", errors=sorted(missing)
+        )
+    if unknown:
+        raise InvalidParams(f"A {request.type} job takes no {' or '.join(sorted(unknown))}.", code="unknown_input")
+
+
+def check_matches(dataset: DatasetVersion, shape: tuple[int, ...], classes: list[str], what: str) -> None:
+    """Raises UnusableDataset where shape or classes do not fit."""
+    name = datasets.reference_of(dataset)
+    if tuple(dataset.image_shape) != shape:
+        height, width, channels = shape
+        raise UnusableDataset(
+            f"{name} has images of {'×'.join(map(str, dataset.image_shape))} (height×width×channels), {what} has "
+            f"{'×'.join(map(str, shape))}. Upload it again with size={height} and channels={channels}.",
+            code="shape_mismatch",
+        )
+    foreign = sorted(set(dataset.classes) - set(classes))
+    if foreign:
+        raise UnusableDataset(
+            f"{name} has classes that {what} does not: {', '.join(foreign[:5])}{'…' if len(foreign) > 5 else ''}. "
+            "Remove them, or name them as the other does.",
+            code="class_mismatch",
+        )
+
+
+def check_reference(dataset: DatasetVersion, reference: DatasetVersion, spec: SanitiseSpec) -> None:
+    """Raises UnusableDataset where this reference cannot fit the filter or cannot show the α asked for."""
+    check_matches(reference, tuple(dataset.image_shape), dataset.classes, f"data set {datasets.reference_of(dataset)}")
+    name = datasets.reference_of(reference)
+    _refuse_lonely(reference, "calibrate on the other images of each class than it is fitted on")
+    held = int(reference.num_samples * spec.calibration.calibration_share)
+    fitted = reference.num_samples - held
+    if fitted < MIN_REFERENCE_FIT:
+        raise UnusableDataset(
+            f"Reference {name} leaves {fitted} images to fit the filter on; at least {MIN_REFERENCE_FIT} are needed. "
+            "Give a larger reference or a smaller calibration_share.",
+            code="reference_too_small",
+        )
+    alpha = spec.calibration.false_quarantine_rate
+    if alpha is not None and alpha < smallest_alpha(held):
+        needed = int((1 / alpha - 1) / spec.calibration.calibration_share) + 1
+        raise UnusableDataset(
+            f"Reference {name} has {held} images to calibrate on: the smallest false_quarantine_rate they can promise is "
+            f"{smallest_alpha(held):.4f}, not {alpha}. Ask for that, or give a reference of at least {needed} images.",
+            code="alpha_too_small",
+            smallest=smallest_alpha(held),
+        )
+
+
+def check_trainable(dataset: DatasetVersion, reference: DatasetVersion | None, spec: DistillSpec) -> None:
+    """Raises UnusableDataset where no classifier can be trained, or its abstention not be calibrated."""
+    name = datasets.reference_of(dataset)
+    if len(dataset.classes) < 2:
+        raise UnusableDataset(
+            f"{name} has one class only ({dataset.classes[0]}): a classifier needs two.", code="one_class"
+        )
+    _refuse_lonely(dataset, "train a classifier and hold images out to check it")
+    if reference is not None:
+        check_matches(reference, tuple(dataset.image_shape), dataset.classes, f"data set {name}")
+    held = reference.num_samples if reference is not None else int(dataset.num_samples * spec.abstention.holdout_share)
+    if spec.abstention.alpha < smallest_alpha(held // 4):
+        raise UnusableDataset(
+            f"{held} held-out images are too few to promise an abstention rate of {spec.abstention.alpha}: "
+            f"the smallest is {smallest_alpha(held // 4):.4f}. Ask for that, or give a larger reference.",
+            code="alpha_too_small",
+            smallest=smallest_alpha(held // 4),
+        )
+
+
+def _refuse_lonely(dataset: DatasetVersion, purpose: str) -> None:
+    few = [name for name, count in zip(dataset.classes, dataset.class_counts, strict=True) if count < 2]
+    if few:
+        raise UnusableDataset(
+            f"In {datasets.reference_of(dataset)} these classes have fewer than two images: {', '.join(few[:5])}"
+            f"{'…' if len(few) > 5 else ''}. Two are needed to {purpose}: add images or leave the class out.",
+            code="class_too_small",
+        )
