@@ -1,0 +1,149 @@
+"""Models over HTTP: versions and their cards, aliases, predictions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from service.api.access import Key
+from service.api.bodies import read_body
+from service.api.schemas import Page, decode_cursor, encode_cursor
+from service.errors import InvalidInput
+from service.references import ModelRef, parse_model_ref
+from service.registry import repository as registry
+from service.registry.bundle import bundle_digest
+from service.serving.engine import Engine, Shape
+from service.serving.inputs import InputLimits, Source, open_source
+from service.tables import ModelVersion
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+BODY_SECONDS = 60.0
+JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+IMAGES = {"schema": {"type": "string", "format": "binary"}}
+BODIES = {
+    "required": True,
+    "content": {
+        "image/*": IMAGES,
+        "application/x-npz": {
+            **IMAGES,
+            "description": "`images`: uint8 (n, height, width) or (n, height, width, 1 or 3)",
+        },
+        "application/json": {
+            "schema": {"type": "object", "required": ["images"], "properties": {"images": {"type": "array"}}}
+        },
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+            }
+        },
+    },
+}
+
+
+class ModelOut(BaseModel):
+    """A version, and what the model is beside it."""
+
+    model: str = Field(description="name@version: the version that this describes")
+    name: str
+    version: int
+    bundle: str = Field(description="digest over all files of the bundle; predictions repeat it")
+    files: dict[str, str] = Field(description="sha256 of each file")
+    card: dict[str, Any]
+    job_id: str
+    created_at: datetime
+    versions: list[int] = Field(description="all versions of the model")
+    aliases: dict[str, int] = Field(description="all aliases of the model; champion answers to the bare name")
+
+    @classmethod
+    def of(cls, row: ModelVersion, model: registry.Model) -> ModelOut:
+        return cls(
+            model=registry.reference_of(row),
+            name=row.name,
+            version=row.version,
+            bundle=bundle_digest(row.files),
+            files=row.files,
+            card=row.card,
+            job_id=row.job_id,
+            created_at=row.created_at,
+            versions=model.versions,
+            aliases=model.aliases,
+        )
+
+
+class AliasIn(BaseModel):
+    """Where an alias is to point."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[int, Field(ge=1)]
+
+
+class AliasOut(BaseModel):
+    name: str
+    alias: str
+    version: int
+    model: str
+    updated_at: datetime
+
+
+@router.get("", response_model=Page, summary="List models, each by the version that answers to its bare name")
+def list_models(
+    request: Request, _key: Key, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+) -> Page:
+    after = None if cursor is None else decode_cursor(cursor)
+    with request.app.state.database.session() as session:
+        found = registry.page(session, after=after, limit=limit)
+        items = [ModelOut.of(model.serving, model) for model in found.models]
+    return Page(items=items, next_cursor=None if found.next_after is None else encode_cursor(found.next_after))
+
+
+@router.get("/{reference}", response_model=ModelOut, summary="One version: name@n, name:alias, or name")
+def get_model(request: Request, reference: str, _key: Key) -> ModelOut:
+    """A bare name means its champion where that alias is set, else its latest version."""
+    with request.app.state.database.session() as session:
+        row = registry.resolve(session, reference)
+        return ModelOut.of(row, registry.describe(session, row.name))
+
+
+@router.put("/{name}/aliases/{alias}", response_model=AliasOut, summary="Point an alias at a version")
+def put_alias(request: Request, name: str, alias: str, body: AliasIn, _key: Key) -> AliasOut:
+    """Promote by pointing `champion` at a version; roll back by pointing it at an earlier one."""
+    with request.app.state.database.transaction() as session:
+        row = registry.set_alias(session, name, alias, version=body.version)
+        model = str(ModelRef(name, row.version))
+        return AliasOut(name=name, alias=alias, version=row.version, model=model, updated_at=row.updated_at)
+
+
+@router.post("/{reference}/predict", summary="Predict, or abstain and say why", openapi_extra={"requestBody": BODIES})
+async def predict(
+    request: Request,
+    reference: str,
+    _key: Key,
+    alpha: Annotated[float | None, Query(description="share of clean images that may be refused")] = None,
+) -> Response:
+    """The body is sniffed: an image, an npz or a JSON object with `images`, or a multipart form of files in `images`.
+
+    `label` is null where the model abstains; `reason` then says whether the image looks perturbed or uncertain.
+    """
+    if unknown := sorted(request.query_params.keys() - {"alpha"}):
+        raise InvalidInput(f"predict has no parameter {unknown[0]!r}; it has alpha.", code="unknown_parameter")
+    ref = parse_model_ref(reference)
+    engine: Engine = request.app.state.engine
+    settings = request.app.state.settings
+    content_type = request.headers.get("content-type", "")
+    limits = InputLimits.of(settings)
+    with engine.admit():
+        body = await read_body(request, max_bytes=settings.max_predict_bytes, within_seconds=BODY_SECONDS)
+
+        def opened(shape: Shape) -> Source:
+            return open_source(body, content_type, shape, limits)
+
+        answer = await engine.predict(ref, opened, alpha=alpha)
+        return Response(orjson.dumps(answer, option=JSON_OPTIONS), media_type="application/json")

@@ -1,0 +1,66 @@
+"""Which batch sizes a network may be called with, so that an image's answer does not depend on those around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Images = NDArray[np.uint8]
+"""uint8 (n, h, w, c)."""
+Answers = NDArray[np.float64]
+"""(n, …): all that is said of each of n images."""
+
+PIXELS_A_CALL = 64 * 64 * 64
+"""Activations grow with the pixels of a call: 64 images of 64×64, 16 of 128×128."""
+
+
+def largest_batch(asked: int, image_shape: tuple[int, int, int]) -> int:
+    """The largest power of two that is at most `asked` images and PIXELS_A_CALL pixels, at least 1."""
+    height, width, _ = image_shape
+    bound = max(min(asked, PIXELS_A_CALL // (height * width)), 1)
+    return 1 << (bound.bit_length() - 1)
+
+
+def trusted_sizes(judge: Callable[[Images], Answers], probe: Images) -> tuple[int, ...]:
+    """The powers of two up to len(probe) at which `judge` says of every probe image, bit for bit, the same; falling.
+
+    Kernels may add in another order at another batch size or place in the batch, and an image near a threshold would
+    then be answered or refused by the company it comes in. What is used is therefore measured on the machine that
+    serves: sizes that differ from the largest are left out, and where places differ within it, only 1 is left.
+    """
+    whole = judge(probe)
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(probe))
+    if not np.array_equal(judge(probe[order]), whole[order]):
+        return (1,)
+    smaller = [len(probe) >> shift for shift in range(1, len(probe).bit_length())]
+    agreeing = (size for size in smaller if np.array_equal(judge(probe[:size]), whole[:size]))
+    return (len(probe), *agreeing)
+
+
+def calls(count: int, sizes: tuple[int, ...]) -> Iterator[tuple[slice, int]]:
+    """Cover range(count) by calls of trusted sizes: (rows, size of the call); the last call may need padding."""
+    start = 0
+    while start < count:
+        size = next((size for size in sizes if size <= count - start), sizes[-1])
+        yield slice(start, min(start + size, count)), size
+        start += size
+
+
+def padded(images: Images, size: int) -> Images:
+    """`images` followed by black ones up to `size`."""
+    if len(images) == size:
+        return images
+    filled = np.zeros((size, *images.shape[1:]), np.uint8)
+    filled[: len(images)] = images
+    return filled
+
+
+def probe_images(count: int, image_shape: tuple[int, int, int]) -> Images:
+    """Images to warm up and compare with: from flat to full noise, around varied levels; always the same."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    contrast = np.linspace(0, 1, count).reshape(-1, 1, 1, 1)
+    level = rng.uniform(0, 255, (count, 1, 1, image_shape[2]))
+    noise = rng.uniform(-255, 255, (count, *image_shape))
+    return np.clip(level + contrast * noise, 0, 255).astype(np.uint8)

@@ -1,0 +1,145 @@
+"""A loaded model version: detector and student on ONNX Runtime, then the decision to answer or to abstain, in numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.abstention import Decision, Reason, decide
+from models.calibration import AlphaTooSmall, check_alpha
+from service.registry.bundle import DETECTOR, STUDENT, Bundle
+from service.serving.batches import Answers, Images, calls, largest_batch, padded, probe_images, trusted_sizes
+from service.serving.errors import AlphaNotPromised, AlphaOutOfRange, ModelFault
+from service.serving.sessions import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class UncertaintyOf:
+    """Of one image, in nats."""
+
+    entropy: float
+    mutual_information: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What is said of one image. Without a label there is a reason; the probabilities are given either way."""
+
+    label: str | None
+    index: int | None
+    abstained: bool
+    reason: Reason | None
+    p_value: float
+    probabilities: NDArray[np.float32]
+    uncertainty: UncertaintyOf
+
+
+class Predictor:
+    """Ready when made: its networks are open, warm, and have shown at which batch sizes they answer alike."""
+
+    def __init__(self, bundle: Bundle, runtime: Runtime, *, batch: int) -> None:
+        """Raises ModelFault where a network cannot be run, or answers what no such network would."""
+        self.classes = bundle.classes
+        self.image_shape = bundle.image_shape
+        self.digest = bundle.digest
+        self.alpha = bundle.calibration.alpha
+        self._calibration = bundle.calibration.abstention
+        self._masks = bundle.calibration.mc.masks()
+        self._student = runtime.open(bundle.student, name=STUDENT, inputs=("images", "masks"), output="probabilities")
+        self._detector = None
+        if bundle.detector is not None:
+            self._detector = runtime.open(bundle.detector, name=DETECTOR, inputs=("images",), output="scores")
+        self.provider = self._student.provider
+        probe = probe_images(largest_batch(batch, bundle.image_shape), bundle.image_shape)
+        self.sizes = trusted_sizes(self._judge, probe)
+
+    @property
+    def batch(self) -> int:
+        """Images that one call takes, at most."""
+        return self.sizes[0]
+
+    def check_alpha(self, alpha: float) -> None:
+        """Raises AlphaOutOfRange or AlphaNotPromised, which names the smallest that can be."""
+        try:
+            check_alpha(alpha, self._calibration.n)
+        except AlphaTooSmall as error:
+            raise AlphaNotPromised(
+                f"α = {alpha:g} cannot be held: this model was calibrated on {error.n} images, and the smallest α that "
+                f"they can show is {error.smallest}. Ask for that or more, or distill with a larger reference.",
+                smallest_alpha=error.smallest,
+                calibration_images=error.n,
+            ) from error
+        except ValueError as error:
+            raise AlphaOutOfRange(f"α = {alpha} is no share of images: it must be above 0 and below 1.") from error
+
+    def predict(self, images: Images, *, alpha: float) -> list[Prediction]:
+        """One prediction an image, whatever the images around it. Raises as `check_alpha`, and ModelFault."""
+        self.check_alpha(alpha)
+        predictions: list[Prediction] = []
+        for rows, size in calls(len(images), self.sizes):
+            decision = self._decide(padded(images[rows], size), alpha)
+            predictions += self._told(decision, rows.stop - rows.start)
+        return predictions
+
+    def _decide(self, images: Images, alpha: float) -> Decision:
+        probabilities, scores = self._scores(images)
+        return decide(probabilities, scores, self._calibration, alpha=alpha)
+
+    def _scores(self, images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Probabilities (passes, n, classes) of the student and scores (n,) of the detector, checked."""
+        probabilities = self._student.run("probabilities", {"images": images, "masks": self._masks})
+        _check(STUDENT, probabilities, (len(self._masks), len(images), len(self.classes)))
+        if self._detector is None:
+            return probabilities, None
+        scores = self._detector.run("scores", {"images": images})
+        _check(DETECTOR, scores, (len(images),))
+        return probabilities, scores
+
+    def _judge(self, images: Images) -> Answers:
+        """All that is said of each image as one row of numbers; what `trusted_sizes` compares."""
+        probabilities, scores = self._scores(images)
+        if not np.allclose(probabilities.sum(axis=-1), 1, atol=1e-3):
+            raise ModelFault(f"{STUDENT} answers numbers that are no probabilities: they do not sum to 1.")
+        found = decide(probabilities, scores, self._calibration, alpha=self._calibration.smallest_alpha)
+        each = np.moveaxis(probabilities, 1, 0).reshape(len(images), -1)
+        unsure = found.uncertainty
+        columns: list[NDArray[Any]] = [found.p_value, unsure.entropy, unsure.mutual_information, unsure.kl]
+        columns += [] if scores is None else [scores]
+        return np.concatenate([each, unsure.mean_probabilities, np.stack(columns, axis=1)], axis=1, dtype=np.float64)
+
+    def _told(self, decision: Decision, count: int) -> list[Prediction]:
+        unsure = decision.uncertainty
+        rows = zip(
+            decision.label_index.tolist(),
+            decision.reason,
+            decision.p_value.tolist(),
+            unsure.mean_probabilities.astype(np.float32),
+            unsure.entropy.tolist(),
+            unsure.mutual_information.tolist(),
+            unsure.kl.tolist(),
+            strict=True,
+        )
+        told = [
+            Prediction(
+                label=self.classes[index] if reason is None else None,
+                index=index if reason is None else None,
+                abstained=reason is not None,
+                reason=reason,
+                p_value=p_value,
+                probabilities=probabilities,
+                uncertainty=UncertaintyOf(entropy, information, kl),
+            )
+            for index, reason, p_value, probabilities, entropy, information, kl in rows
+        ]
+        return told[:count]
+
+
+def _check(name: str, values: NDArray[np.float32], shape: tuple[int, ...]) -> None:
+    if values.shape != shape:
+        raise ModelFault(f"{name} answers with shape {values.shape}; wanted {shape}.")
+    if not np.isfinite(values).all():
+        raise ModelFault(f"{name} answers numbers that are not finite.")

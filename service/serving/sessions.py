@@ -1,0 +1,149 @@
+"""ONNX Runtime sessions: which provider they run on, how many threads they take, and what their failures are called."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from service.serving.errors import CudaMissing, ModelFault
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+CUDA_OPTIONS = {
+    "cudnn_conv_algo_search": "HEURISTIC",  # the default tries every algorithm at every new shape
+    "use_tf32": "0",  # ten bits of mantissa would move scores away from those that were calibrated
+    "arena_extend_strategy": "kSameAsRequested",
+}
+ERRORS_ONLY = 3
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    native.EPFail,
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.NotImplemented,
+    native.RuntimeException,
+    ValueError,  # a feed that lacks an input
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What this machine and this wheel of ONNX Runtime have."""
+
+    offered: tuple[str, ...]  # providers compiled into the wheel, whether or not they can run here
+    cuda_devices: int  # as the driver counts them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which providers to ask for, best first. Strict: no node of a graph may fall back to the CPU."""
+
+    providers: tuple[tuple[str, dict[str, str]], ...]
+    strict: bool
+
+    @property
+    def wants_cuda(self) -> bool:
+        return self.providers[0][0] == CUDA
+
+
+def look() -> Facts:
+    """The facts of the present machine."""
+    return Facts(tuple(ort.get_available_providers()), count_cuda_devices())
+
+
+def plan_providers(facts: Facts, *, require_cuda: bool) -> Plan:
+    """CUDA where wheel and driver both have it, else the CPU. Raises CudaMissing where CUDA is required and absent."""
+    usable = CUDA in facts.offered and facts.cuda_devices > 0
+    if require_cuda and not usable:
+        reason = "the driver shows no device" if CUDA in facts.offered else "this ONNX Runtime is built without it"
+        raise CudaMissing(
+            f"Serving is set to run on CUDA only, and {reason}. Unset WINNOW_REQUIRE_CUDA to serve on the CPU."
+        )
+    if not usable:
+        return Plan(((CPU, {}),), strict=False)
+    cuda = (CUDA, dict(CUDA_OPTIONS))
+    return Plan((cuda,), strict=True) if require_cuda else Plan((cuda, (CPU, {})), strict=False)
+
+
+def count_cuda_devices() -> int:
+    """Devices that the CUDA driver shows to this process; 0 without a driver, and then nothing is printed."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+class Network:
+    """One ONNX graph, ready to run. Safe to call from several threads at once."""
+
+    def __init__(self, session: Any, name: str) -> None:
+        self._session = session
+        self._name = name
+        self.provider: str = session.get_providers()[0]
+        self.inputs = frozenset(node.name for node in session.get_inputs())
+        self.outputs = frozenset(node.name for node in session.get_outputs())
+
+    def run(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """One output of the graph. Raises ModelFault where the graph refuses the feeds."""
+        try:
+            answer: NDArray[np.float32] = self._session.run([output], dict(feeds))[0]
+        except RUNTIME_ERRORS as error:
+            raise ModelFault(f"{self._name} cannot be run ({first_line(error)}).") from error
+        return answer
+
+
+class Runtime:
+    """How this process opens networks: a provider plan and a number of threads."""
+
+    def __init__(self, plan: Plan, *, threads: int) -> None:
+        self.plan = plan
+        self._threads = threads
+        if plan.wants_cuda and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # finds the CUDA and cuDNN libraries of pip's own packages
+
+    def open(self, model: bytes, *, name: str, inputs: Sequence[str], output: str) -> Network:
+        """Raises ModelFault unless `model` has exactly these inputs and this output; CudaMissing where strict."""
+        try:
+            session = ort.InferenceSession(model, self._options(), providers=list(self.plan.providers))
+        except RUNTIME_ERRORS as error:
+            raise ModelFault(f"{name} is not a graph that this ONNX Runtime can open ({first_line(error)}).") from error
+        network = Network(session, name)
+        if self.plan.strict and network.provider != CUDA:
+            raise CudaMissing(
+                f"{name} was given to CUDA and came up on {network.provider}: CUDA or cuDNN libraries are missing."
+            )
+        if network.inputs != frozenset(inputs) or output not in network.outputs:
+            raise ModelFault(
+                f"{name} has inputs {sorted(network.inputs)} and outputs {sorted(network.outputs)}; "
+                f"wanted {sorted(inputs)} and {output}."
+            )
+        return network
+
+    def _options(self) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.use_deterministic_compute = True
+        options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle pool would burn a core
+        if self.plan.strict:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        return options
+
+
+def first_line(error: Exception) -> str:
+    """ONNX Runtime's messages run over many lines; the first says what happened."""
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
