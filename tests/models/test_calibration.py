@@ -1,0 +1,190 @@
+"""P-values, thresholds and intervals against their definitions, scipy, and their own promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from models.calibration import (
+    AlphaTooSmall,
+    JointTest,
+    check_alpha,
+    conformal_p_values,
+    infer_threshold,
+    realised_rate_bounds,
+    smallest_alpha,
+    threshold_at_fpr,
+    wilson_interval,
+)
+
+steady = settings(deadline=None, derandomize=True, database=None)
+
+COARSE = st.integers(-5, 5).map(float)  # few values, so that ties are many
+
+
+def coarse_scores(least: int, most: int) -> st.SearchStrategy[np.ndarray]:
+    return arrays(np.float64, st.integers(least, most), elements=COARSE)
+
+
+@steady
+@given(coarse_scores(0, 20), coarse_scores(0, 30))
+def test_p_value_counts_calibration_scores_at_least_as_high(scores: np.ndarray, calibration: np.ndarray) -> None:
+    p = conformal_p_values(scores, calibration)
+    expected = [(1 + sum(c >= s for c in calibration)) / (len(calibration) + 1) for s in scores]
+    assert p.tolist() == expected
+
+
+@steady
+@given(coarse_scores(0, 20), coarse_scores(19, 60), st.floats(0.05, 0.95))
+def test_threshold_flags_exactly_what_the_p_value_flags(
+    scores: np.ndarray, calibration: np.ndarray, fpr: float
+) -> None:
+    threshold = threshold_at_fpr(calibration, fpr=fpr)
+    assert ((scores > threshold) == (conformal_p_values(scores, calibration) <= fpr)).all()
+
+
+@pytest.mark.parametrize("n", [1, 3, 9, 19, 48, 99, 999, 12345])
+def test_the_smallest_alpha_is_accepted_and_anything_less_is_refused(n: int) -> None:
+    check_alpha(smallest_alpha(n), n)
+    with pytest.raises(AlphaTooSmall, match=f"1/{n + 1}") as refused:
+        check_alpha(smallest_alpha(n) * 0.999, n)
+    assert (refused.value.n, refused.value.smallest) == (n, 1 / (n + 1))
+
+
+def test_alpha_of_one_percent_needs_99_samples_and_the_error_says_so() -> None:
+    check_alpha(0.01, 99)
+    with pytest.raises(AlphaTooSmall, match="needs 99 samples"):
+        threshold_at_fpr(np.arange(98.0), fpr=0.01)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, float("nan")])
+def test_alpha_outside_zero_to_one_is_no_alpha(alpha: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        check_alpha(alpha, 1000)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        conformal_p_values(np.array([bad]), np.arange(5.0))
+    with pytest.raises(ValueError, match="finite"):
+        conformal_p_values(np.arange(5.0), np.array([1.0, bad]))
+
+
+def test_infer_threshold_passes_the_percentage_and_no_more_than_needed() -> None:
+    scores = np.random.default_rng(0).permutation(np.arange(200.0))
+    assert infer_threshold(scores, percentage=95) == 189.0
+    assert np.mean(scores > 189.0) == 0.05
+    with pytest.raises(ValueError, match="percentage"):
+        infer_threshold(scores, percentage=100)
+    with pytest.raises(ValueError, match="no scores"):
+        infer_threshold(scores[:0], percentage=50)
+
+
+@steady
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
+def test_wilson_interval_agrees_with_scipy(counts: tuple[int, int], confidence: float) -> None:
+    successes, n = counts
+    oracle = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    assert wilson_interval(successes, n, confidence) == pytest.approx((oracle.low, oracle.high), abs=1e-9)
+
+
+def test_wilson_interval_of_nothing_is_everything() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="no share"):
+        wilson_interval(3, 2)
+
+
+@pytest.mark.parametrize(("alpha", "n", "n_test"), [(0.01, 99, 500), (0.05, 250, 1000), (0.1, 1000, 77), (0.5, 1, 3)])
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+def test_rate_bounds_are_the_beta_binomial_quantiles(alpha: float, n: int, n_test: int, confidence: float) -> None:
+    flagged = int(alpha * (n + 1))
+    counts = stats.betabinom(n_test, flagged, n + 1 - flagged)
+    oracle = counts.ppf([(1 - confidence) / 2, (1 + confidence) / 2]) / n_test
+    assert realised_rate_bounds(alpha, n, n_test, confidence) == pytest.approx(tuple(oracle), abs=1e-12)
+
+
+def test_rate_bounds_at_the_size_of_a_benchmark() -> None:
+    low, high = realised_rate_bounds(0.01, 2000, 35_000)
+    assert 0.005 < low < 0.0075 < 0.0125 < high < 0.016
+
+
+def test_realised_rates_fall_inside_their_bounds_as_often_as_promised() -> None:
+    rng, inside, trials = np.random.default_rng(1), 0, 400
+    low, high = realised_rate_bounds(0.05, 150, 300)
+    for _ in range(trials):
+        scores = rng.normal(size=450)
+        rate = np.mean(conformal_p_values(scores[150:], scores[:150]) <= 0.05)
+        inside += low <= rate <= high
+    assert stats.binomtest(inside, trials, 0.95).pvalue > 1e-3 or inside / trials > 0.95
+
+
+@steady
+@given(coarse_scores(0, 20), coarse_scores(1, 30))
+def test_one_test_alone_is_the_plain_conformal_test(scores: np.ndarray, calibration: np.ndarray) -> None:
+    joint, own = JointTest(calibration[:, None]).p_values(scores[:, None])
+    assert joint.tolist() == own[:, 0].tolist() == conformal_p_values(scores, calibration).tolist()
+
+
+def full_conformal(image: np.ndarray, calibration: np.ndarray) -> float:
+    """The definition, spelled out: rank all m + 1 images among themselves, then count."""
+    together = np.vstack([calibration, image])
+    keys = [
+        min((sum(other[j] >= scores[j] for other in together), j) for j in range(together.shape[1]))
+        for scores in together
+    ]
+    return sum(key <= keys[-1] for key in keys) / len(keys)
+
+
+@steady
+@given(
+    st.integers(1, 3).flatmap(
+        lambda t: st.tuples(*(arrays(np.float64, (rows, t), elements=COARSE) for rows in (4, 12)))
+    )
+)
+def test_joint_p_value_is_full_conformal_prediction(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    scores, calibration = pair
+    joint, own = JointTest(calibration).p_values(scores)
+    assert joint.tolist() == [full_conformal(image, calibration) for image in scores]
+    for column in range(scores.shape[1]):
+        assert own[:, column].tolist() == conformal_p_values(scores[:, column], calibration[:, column]).tolist()
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
+@pytest.mark.parametrize("correlation", [-0.8, 0.0, 0.8])
+def test_two_tests_together_keep_alpha(alpha: float, correlation: float) -> None:
+    """Each test at α alone would flag about 2α; the joint one must flag α, neither more nor much less."""
+    rng, trials, m, n = np.random.default_rng(2), 300, 199, 100
+    rates = np.empty(trials)
+    for trial in range(trials):
+        scores = rng.multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], size=m + n)
+        joint, _ = JointTest(scores[:m]).p_values(scores[m:])
+        rates[trial] = np.mean(joint <= alpha)
+    flagged = round(alpha * (m + 1))
+    spread = stats.betabinom(n, flagged, m + 1 - flagged).std() / n / np.sqrt(trials)
+    assert abs(rates.mean() - alpha) < 4 * spread
+
+
+def test_a_joint_p_value_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    test, scores = JointTest(rng.normal(size=(50, 2))), rng.normal(size=(40, 2))
+    together, _ = test.p_values(scores)
+    monkeypatch.setattr("models.calibration.COMPARISONS_AT_ONCE", 100)
+    assert together.tolist() == test.p_values(scores)[0].tolist()
+    assert together.tolist() == [float(test.p_values(scores[i : i + 1])[0][0]) for i in range(40)]
+
+
+def test_an_image_beyond_all_calibration_in_the_first_test_has_the_smallest_p_value() -> None:
+    calibration = np.random.default_rng(4).normal(size=(99, 2))
+    joint, _ = JointTest(calibration).p_values(np.array([[10.0, 0.0], [10.0, 10.0], [0.0, 10.0]]))
+    assert joint[:2].tolist() == [0.01, 0.01]
+    assert joint[2] == 0.02, "one calibration image is the first test's most suspicious, and is believed first"
+
+
+def test_scores_of_another_number_of_tests_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(n, 2\)"):
+        JointTest(np.zeros((5, 2))).p_values(np.zeros((3, 1)))
