@@ -1,0 +1,1 @@
+"""The worker: what runs a job, one module a job kind."""

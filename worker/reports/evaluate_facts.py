@@ -1,0 +1,162 @@
+"""What an evaluate job hands to its report, and the rows of its attacks read with care."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker.reports.page import FactsError
+from worker.reports.pictures import Picture
+
+NO_ATTACK = "none"
+_NAMES = {
+    NO_ATTACK: "no attack",
+    "fgsm": "FGSM",
+    "ifgsm": "I-FGSM",
+    "pgd": "PGD",
+    "pgd-margin": "PGD with the margin loss",
+    "pgd-cross-entropy": "PGD with cross-entropy",
+    "cw": "Carlini–Wagner",
+    "jsma": "JSMA",
+    "deepfool": "DeepFool",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class AttackExample:
+    """One image before and after an attack; pictures are uint8 (h, w, c).
+
+    before, after: the bare student's class for each. answer: what the served model says to the attacked image, None
+    where it abstains for `reason`; where both are None the page does not speak of the served model.
+    """
+
+    attack: str
+    original: Picture
+    attacked: Picture
+    label: str
+    before: str
+    after: str
+    answer: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluateFacts:
+    """Outcome of an evaluate job."""
+
+    model: str
+    dataset: str
+    job_id: str
+    spec: Mapping[str, Any]
+    """The whole EvaluateSpec as JSON."""
+    rows: Sequence[Mapping[str, Any]]
+    """As models.robustness gives them, "none" first: {attack, n, accuracy, low, high, attack_success, success_low,
+    success_high, mean_linf, mean_l2}, and where the served model was tried served_{abstained, correct, wrong}[_low,
+    _high] and served_reasons."""
+    flags: Sequence[Mapping[str, Any] | str]
+    """Signs of gradient masking: {flag, raised, measured, meaning}, or a raised one as a sentence."""
+    clean: Mapping[str, Any]
+    """More numbers about the unattacked images, by name."""
+    examples: Sequence[AttackExample]
+    warnings: Sequence[str]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not any(row.get("attack") != NO_ATTACK for row in self.rows):
+            raise FactsError("an evaluate report needs at least one attack")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the served model did with the images, shares of all of them, and why it abstained."""
+
+    correct: Estimate
+    abstained: Estimate
+    wrong: Estimate
+    reasons: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """One attack on n images; accuracy and success are the bare student's."""
+
+    attack: str
+    n: int
+    accuracy: Estimate
+    success: Estimate
+    mean_linf: float
+    mean_l2: float
+    served: Served | None
+
+    @property
+    def name(self) -> str:
+        return attack_name(self.attack)
+
+    @property
+    def is_attack(self) -> bool:
+        return self.attack != NO_ATTACK
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of gradient masking, looked for and raised or not."""
+
+    name: str
+    raised: bool
+    meaning: str
+    measured: Mapping[str, Any]
+
+
+def attack_name(attack: str) -> str:
+    return _NAMES.get(attack, attack)
+
+
+def read_rows(rows: Sequence[Mapping[str, Any]]) -> list[AttackRow]:
+    """Raises FactsError where a row lacks a number."""
+    return [_row(row) for row in rows]
+
+
+def read_signs(flags: Sequence[Mapping[str, Any] | str]) -> list[Sign]:
+    return [_sign(flag) for flag in flags]
+
+
+def _row(row: Mapping[str, Any]) -> AttackRow:
+    try:
+        return AttackRow(
+            attack=str(row["attack"]),
+            n=int(row["n"]),
+            accuracy=Estimate(float(row["accuracy"]), float(row["low"]), float(row["high"])),
+            success=Estimate(float(row["attack_success"]), float(row["success_low"]), float(row["success_high"])),
+            mean_linf=float(row["mean_linf"]),
+            mean_l2=float(row["mean_l2"]),
+            served=_served(row) if "served_wrong" in row else None,
+        )
+    except KeyError as missing:
+        raise FactsError(f"the row of attack {row.get('attack')!r} lacks {missing.args[0]!r}") from missing
+
+
+def _served(row: Mapping[str, Any]) -> Served:
+    correct, abstained, wrong = (
+        Estimate(*(float(row[f"served_{part}{end}"]) for end in ("", "_low", "_high")))
+        for part in ("correct", "abstained", "wrong")
+    )
+    return Served(correct, abstained, wrong, dict(row.get("served_reasons") or {}))
+
+
+def _sign(flag: Mapping[str, Any] | str) -> Sign:
+    if isinstance(flag, str):
+        return Sign(flag, raised=True, meaning=flag, measured={})
+    name = str(flag["flag"])
+    return Sign(name, bool(flag["raised"]), str(flag.get("meaning") or name), flag.get("measured") or {})

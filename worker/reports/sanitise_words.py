@@ -1,0 +1,169 @@
+"""The sanitise report in sentences: the headline, what it rests on, and what this filter cannot see."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from worker.reports.sanitise_facts import SanitiseFacts
+from worker.reports.sanitise_findings import Findings
+from worker.reports.text import count, figure, interval, percent, plural
+
+SCORES = {
+    "residual_energy": "residual energy (mean squared residual over the image, in units of ε²)",
+    "reconstruction_error": "reconstruction error (mean squared error over the image, pixels in 0 to 1)",
+}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One thing the filter cannot see, or a reader might misread."""
+
+    title: str
+    body: str
+
+
+def score_words(facts: SanitiseFacts) -> str:
+    return SCORES.get(facts.score_name, facts.score_name)
+
+
+def headline(facts: SanitiseFacts, found: Findings) -> str:
+    return f"{_what(found)}, {_promise(facts, found)}."
+
+
+def _what(found: Findings) -> str:
+    share = found.flagged_share
+    quarantined, reformed = int(found.quarantined.sum()), int(found.reformed.sum())
+    if share.k == 0:
+        return f"None of {plural(share.n, 'image')} was flagged as perturbed"
+    flagged = f"{count(share.k)} of {plural(share.n, 'image')} ({percent(share.value)})"
+    were = "was" if share.k == 1 else "were"
+    if not reformed:
+        return f"{flagged} {were} flagged as perturbed and quarantined"
+    if not quarantined:
+        return f"{flagged} {were} flagged as perturbed and replaced by a reconstruction"
+    parts = f"{count(quarantined)} quarantined, {count(reformed)} replaced by a reconstruction"
+    return f"{flagged} {were} flagged as perturbed ({parts})"
+
+
+def _promise(facts: SanitiseFacts, found: Findings) -> str:
+    if facts.alpha is not None:
+        standing = "is held" if facts.rates_are == "held" else "is only an estimate"
+        return f"at a false-quarantine rate of {percent(facts.alpha)} that {standing}"
+    if found.rule == "percentage":
+        passing = facts.spec["calibration"]["infer_threshold"]["percentage"]
+        return f"at the threshold that {percent(passing / 100)} of the calibration images pass; no rate is promised"
+    return f"at a fixed threshold of {figure(facts.threshold)}, which promises no rate"
+
+
+def grounds(facts: SanitiseFacts, found: Findings) -> list[str]:
+    """What the headline rests on, a paragraph each."""
+    return [words for words in (_standing(facts, found), _against_clean(found), _the_others(facts, found)) if words]
+
+
+def _standing(facts: SanitiseFacts, found: Findings) -> str:
+    over = found.calibration_over
+    if over is None:
+        return "No held-out image calibrated this limit, so the share of clean images that it flags is not known."
+    if facts.rates_are == "held":
+        source = f"{plural(over.n, 'reference image')} that no network was fitted on"
+    else:
+        source = f"{plural(over.n, 'image')} that nobody vouched for, so every rate on this page is an estimate"
+    if facts.alpha is None:
+        measured = f"{percent(over.value)} of them exceed it (95 % interval {interval(over.low, over.high)})"
+        return f"The limit was compared with {source}: {measured}."
+    return (
+        f"The rate means: of clean images like those of the reference, {percent(facts.alpha)} are flagged by mistake, "
+        f"on average over calibrations. It was calibrated on {source}."
+    )
+
+
+def _against_clean(found: Findings) -> str:
+    if found.clean_bounds is None:
+        return ""
+    low, high = found.clean_bounds
+    share = found.flagged_share
+    expected = f"Of a clean set of this size, {interval(low, high)} would be flagged (95 of 100 times)"
+    here = f"here it is {percent(share.value)}"
+    if share.value > high:
+        chance = min(share.k, math.ceil(high * share.n))
+        return f"{expected}; {here}. Chance explains at most about {count(chance)} of the {count(share.k)}."
+    if share.value >= low:
+        return f"{expected}; {here}. This is what a clean set shows, and no sign of perturbation."
+    return (
+        f"{expected}; {here}, which is less. The candidates then differ from the calibration images in some other way "
+        "(camera, codec, resizing), and the rate does not carry over to them."
+    )
+
+
+def _the_others(facts: SanitiseFacts, found: Findings) -> str:
+    passed = found.flagged_share.n - found.flagged_share.k
+    policy: dict[str, Any] = facts.spec.get("policy") or {}
+    form = "as their reconstructions" if policy.get("pass_through") == "reconstructed" else "unchanged"
+    return f"The other {plural(passed, 'image')} went into the sanitised set {form}." if passed else ""
+
+
+def limits(facts: SanitiseFacts) -> list[Limit]:
+    """What to keep in mind before acting on a verdict."""
+    return [
+        Limit(
+            "Perturbation, not malice",
+            "The filter asks one thing: was this image altered by a small amount, pixel by pixel? Harmless noise of "
+            "the same size (a noisy sensor, dithering, another compression) is flagged too. A quarantined image is no "
+            "proof of an attack, and a kept image no proof of a good one.",
+        ),
+        Limit(
+            "Wrong labels",
+            "An unaltered image with a wrong label has an unremarkable score. Label flips pass this filter.",
+        ),
+        Limit(
+            "Patches, blends and triggers",
+            "Backdoors that paste a patch, blend in a second image, warp, or add a smooth pattern do not look like the "
+            "perturbations this filter learnt. Neither do clean-label attacks made to be inconspicuous.",
+        ),
+        _too_small(facts),
+        Limit(
+            "An attacker who knows the filter",
+            "Whoever has this filter can shape a perturbation that it rates as clean, at the price of a weaker attack.",
+        ),
+        Limit(
+            "Another camera, codec or resize",
+            "Rates carry over to candidates that were made like the reference. Where they were not, p-values shift as "
+            "a whole: look whether their histogram is level to the right.",
+        ),
+        Limit(
+            "The reference itself",
+            "What is wrong in the reference was learnt as normal. All of this is as good as the reference is clean.",
+        ),
+        Limit(
+            "What a p-value is",
+            "A p-value of 0.01 says that one clean image in a hundred scores as high. It is not the probability that "
+            "the image is clean.",
+        ),
+    ]
+
+
+def _too_small(facts: SanitiseFacts) -> Limit:
+    title = "Small perturbations"
+    perturbation: dict[str, Any] = facts.spec.get("perturbation") or {}
+    eps = float(perturbation.get("eps_linf", 0.01))
+    if facts.score_name == "reconstruction_error" and len(facts.calibration_scores):
+        own = float(np.median(facts.calibration_scores))
+        body = (
+            f"A perturbation of ε = {figure(eps)} adds at most ε² = {figure(eps * eps)} to the squared error. This "
+            f"autoencoder's own error on clean images is {figure(own)} (median)"
+        )
+        if own > 5 * eps * eps:
+            ratio = f"{own / (eps * eps):,.0f}"
+            told = "What this limit sets apart is mostly images rich in detail from plain ones."
+            return Limit(title, f"{body}, {ratio} times as much, and hides it. {told}")
+        return Limit(title, f"{body}. What is much smaller than that passes.")
+    low, high = (eps * float(perturbation.get(end, 1)) for end in ("scale_low", "scale_high"))
+    return Limit(
+        title,
+        f"It learnt perturbations of {figure(low)} to {figure(high)} of the pixel range. The further below that, the "
+        "more it misses; it learnt nothing of sparse changes to a few pixels.",
+    )
