@@ -1,0 +1,241 @@
+"""The commands themselves: each parses its arguments, makes its calls, shows what came out."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from service.cli.archive import opened_for_upload
+from service.cli.outcome import DONE, EXIT_CODES, FAILED, INTERRUPTED, Commands, complain
+from service.cli.params import ParamOption, parse_params
+from service.cli.show import JobProgress, print_json, show_job, show_jobs, show_predictions, upload_bar
+from service.cli.target import DEFAULT_HOME, HomeOption, KeyOption, UrlOption, connect
+from service.client import Job, WinnowClient
+
+app = typer.Typer(
+    name="winnow",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help=f"Removes poison from image training sets, and serves the model trained on what is left.\n\n{EXIT_CODES}",
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job is accepted.")]
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset version, such as signs@1.")]
+ReferenceOption = Annotated[
+    str | None, typer.Option("--reference", help="Trusted reference, such as trusted@1: images that you vouch for.")
+]
+
+
+@app.command()
+def up(
+    home: HomeOption = DEFAULT_HOME,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port of the gateway; 0 takes a free one. Default: WINNOW_PORT or 8080."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind to. Default: WINNOW_HOST or 127.0.0.1.")] = None,
+) -> None:
+    """Run the whole service on this machine: broker, worker and gateway, until Ctrl-C."""
+    from service.embedded.stack import run_stack
+    from service.settings import Settings
+
+    given: dict[str, Any] = {"home": home, "port": port, "host": host}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None}).resolved()
+    run_stack(settings, lambda line: typer.echo(f"winnow: {line}"))
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack running at the end, until Ctrl-C.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random in it.")] = 0,
+    reports: Annotated[Path | None, typer.Option(help="Folder for the reports. Default: a new one in /tmp.")] = None,
+) -> None:
+    """Do the whole job once, on scikit-learn's handwritten digits, a part of them poisoned."""
+    from service.demo import run_demo
+
+    raise typer.Exit(DONE if run_demo(keep=keep, seed=seed, reports=reports) else FAILED)
+
+
+@app.command()
+def upload(
+    name: Annotated[str, typer.Argument(help="Name of the dataset; the upload becomes its next version.")],
+    path: Annotated[Path, typer.Argument(exists=True, readable=True, help="zip of class folders, npz, or a folder.")],
+    size: Annotated[int | None, typer.Option(help="Working resolution in pixels, 8 to 256.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for colour.")] = None,
+    max_rejected_share: Annotated[float | None, typer.Option(help="Fail when more images are unreadable.")] = None,
+    no_wait: NoWaitOption = False,
+    as_json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Upload images: a zip of class folders, an npz, or a folder of class folders."""
+    params = {"size": size, "channels": channels, "max_rejected_share": max_rejected_share}
+    with connect(home, url, key) as client:
+        with opened_for_upload(path) as file, upload_bar(Console(stderr=True), f"uploading {path.name}") as bar:
+            row = bar.task_ids[0]
+            job = client.upload_dataset(
+                name, file, params, on_sent=lambda sent, total: bar.update(row, completed=sent, total=total)
+            )
+        _follow(client, job, no_wait=no_wait, as_json=as_json)
+
+
+@app.command()
+def sanitise(
+    dataset: DatasetArgument,
+    reference: ReferenceOption = None,
+    param: ParamOption = None,
+    no_wait: NoWaitOption = False,
+    as_json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Judge every image of a dataset: keep, reform or quarantine; gives the sanitised version."""
+    params = parse_params(param)
+    with connect(home, url, key) as client:
+        job = client.submit("sanitise", dataset=dataset, reference=reference, params=params)
+        _follow(client, job, no_wait=no_wait, as_json=as_json)
+
+
+@app.command()
+def distill(
+    dataset: DatasetArgument,
+    model: Annotated[str, typer.Option("--model", help="Name of the model; the job makes its next version.")],
+    reference: ReferenceOption = None,
+    param: ParamOption = None,
+    no_wait: NoWaitOption = False,
+    as_json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Train a distilled classifier on a dataset and register it."""
+    params = parse_params(param)
+    with connect(home, url, key) as client:
+        job = client.submit("distill", dataset=dataset, reference=reference, model=model, params=params)
+        _follow(client, job, no_wait=no_wait, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model version, such as signs-student@1.")],
+    dataset: DatasetArgument,
+    param: ParamOption = None,
+    no_wait: NoWaitOption = False,
+    as_json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Measure a model on a dataset, clean and under attack."""
+    params = parse_params(param)
+    with connect(home, url, key) as client:
+        job = client.submit("evaluate", model=model, dataset=dataset, params=params)
+        _follow(client, job, no_wait=no_wait, as_json=as_json)
+
+
+@app.command()
+def harden(
+    dataset: DatasetArgument,
+    model: Annotated[str, typer.Option("--model", help="Name of the model; the job makes its next version.")],
+    reference: ReferenceOption = None,
+    evaluate_on: Annotated[
+        str | None, typer.Option(help="Dataset version to evaluate on. Default: the model's held-out reference.")
+    ] = None,
+    param: ParamOption = None,
+    no_wait: NoWaitOption = False,
+    as_json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Sanitise, distill and evaluate in a row; parameters begin with sanitise., distill. or evaluate."""
+    params = parse_params(param)
+    with connect(home, url, key) as client:
+        job = client.submit(
+            "harden", dataset=dataset, reference=reference, model=model, evaluate_on=evaluate_on, params=params
+        )
+        _follow(client, job, no_wait=no_wait, as_json=as_json)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Model: name, name@version or name:alias.")],
+    images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Image files, or one npz.")],
+    alpha: Annotated[float | None, typer.Option(help="Share of clean inputs that may be refused.")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Ask a model what it sees; `null` where it should not be trusted."""
+    whole = images[0].read_bytes() if len(images) == 1 and images[0].suffix == ".npz" else None
+    with connect(home, url, key) as client:
+        answer = client.predict(model, images if whole is None else whole, alpha=alpha)
+    if as_json:
+        print_json(answer.model_dump())
+        return
+    names = [str(image) for image in images] if whole is None else [f"[{i}]" for i in range(len(answer.predictions))]
+    show_predictions(Console(), names, answer.predictions)
+
+
+@app.command()
+def jobs(
+    job_id: Annotated[str | None, typer.Argument(metavar="[JOB]", help="One job; without it, the latest ones.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    type: Annotated[str | None, typer.Option(help="Only jobs of this type.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow JOB until it has finished.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel JOB.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run JOB again.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Save the report of JOB here (.html or .json).")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """List jobs, or show, follow, cancel or retry one, or save its report."""
+    if job_id is None and (wait or cancel or retry or report):
+        raise typer.BadParameter("--wait, --cancel, --retry and --report need the JOB they are for.")
+    with connect(home, url, key) as client:
+        if job_id is None:
+            _list_jobs(list(islice(client.jobs(state=state, type=type), limit)), as_json=as_json)
+            return
+        if report is not None:
+            report.write_bytes(client.report(job_id, "json" if report.suffix == ".json" else "html"))
+        job = client.cancel(job_id) if cancel else client.retry(job_id) if retry else client.job(job_id)
+        _follow(client, job, no_wait=not wait, as_json=as_json)
+
+
+def _list_jobs(found: list[Job], *, as_json: bool) -> None:
+    if as_json:
+        print_json([job.model_dump() for job in found])
+    else:
+        show_jobs(Console(), found)
+
+
+def _follow(client: WinnowClient, job: Job, *, no_wait: bool, as_json: bool) -> None:
+    """Wait for the job where that is wanted, show it, and exit with what came of it."""
+    if not no_wait and not job.finished:
+        job = _wait(client, job)
+    if as_json:
+        print_json(job.model_dump())
+    else:
+        show_job(Console(), job)
+    raise typer.Exit(FAILED if job.finished and not job.succeeded else DONE)
+
+
+def _wait(client: WinnowClient, job: Job) -> Job:
+    try:
+        with JobProgress(Console(stderr=True)).live() as progress:
+            return client.wait(job.id, on_progress=progress.update)
+    except KeyboardInterrupt as error:
+        complain(f"job {job.id} goes on; follow it with 'winnow jobs {job.id} --wait', or end it with --cancel")
+        raise typer.Exit(INTERRUPTED) from error

@@ -1,0 +1,115 @@
+"""The service's records as the client gives them: frozen, typed, tolerant of fields added later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FINISHED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Wire(BaseModel):
+    """A record as the service sends it. Fields that this client does not know are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Progress(Wire):
+    """How far a job is: `done` of `total`; `fraction` where the service knows it more finely than that."""
+
+    done: float | None = None
+    total: float | None = None
+    unit: str | None = None
+    phase: str | None = None
+    fraction: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """Between 0 and 1; None while nothing is known."""
+        if self.fraction is not None:
+            return self.fraction
+        return None if not self.total else (self.done or 0.0) / self.total
+
+
+class Job(Wire):
+    id: str
+    type: str
+    state: str
+    progress: Progress = Progress()
+    eta_seconds: float | None = None
+    attempt: int = 0
+    created_at: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    params: dict[str, Any] = {}
+    result: dict[str, Any] | None = None
+    error: Any = None
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+    @property
+    def succeeded(self) -> bool:
+        return self.state == "succeeded"
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it failed, in words."""
+        if isinstance(self.error, Mapping):
+            return str(self.error.get("message") or self.error.get("detail") or dict(self.error))
+        return None if self.error is None else str(self.error)
+
+
+class Verdict(Wire):
+    index: int
+    sample_id: str
+    path: str
+    label: Any
+    verdict: Literal["keep", "reform", "quarantine"]
+    p_value: float | None = None
+    scores: dict[str, float] = {}
+    reasons: list[str] = []
+    override: Any = None
+
+
+class Uncertainty(Wire):
+    entropy: float
+    mutual_information: float
+    kl: float
+
+
+class Prediction(Wire):
+    """`label` is None where the model abstained; `reason` then says why."""
+
+    label: str | None
+    index: int | None
+    abstained: bool
+    reason: str | None = None
+    p_value: float | None = None
+    probabilities: list[float] = []
+    uncertainty: Uncertainty | None = None
+
+
+class Predictions(Wire):
+    model: str
+    predictions: list[Prediction]
+
+
+class DatasetVersion(Wire):
+    """An immutable version of a data set."""
+
+    reference: str
+    name: str
+    version: int
+    num_samples: int
+    classes: list[str]
+    image_shape: list[int]  # height, width, channels
+    parent: str | None = None
+    digest: str | None = None
+
+
+class ModelVersion(Wire):
+    """A version of a model, with its card; what the service says about it is in `model_extra`."""

@@ -1,0 +1,249 @@
+"""The client itself: one method a call of the API."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self
+
+import httpx
+
+from service.client.answers import WireT, json_object, parse, problem_of, validated
+from service.client.errors import CannotReach, ClientError, NotWinnow, ProblemError, WaitTimedOut
+from service.client.records import DatasetVersion, Job, ModelVersion, Predictions, Verdict
+
+CHUNK_BYTES = 256 * 1024
+FILES_PER_REQUEST = 64
+POLL_S = 0.5
+IDLE_CONNECTION_S = 3.0  # under the server's own 5 s, so that no request meets a connection that is being closed
+OUTAGE_TOLERATED_S = 30.0  # a gateway that is being restarted is back long before
+
+Source = str | PathLike[str] | BinaryIO
+
+
+class WinnowClient:
+    """A connection to one Winnow service. Use it as a context manager, or `close` it."""
+
+    def __init__(self, url: str, key: str, *, timeout_s: float = 60.0) -> None:
+        self.url = url.rstrip("/")
+        try:
+            self._http = httpx.Client(
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {key}"},
+                timeout=httpx.Timeout(timeout_s, connect=5.0),
+                limits=httpx.Limits(keepalive_expiry=IDLE_CONNECTION_S),
+            )
+        except httpx.InvalidURL as error:
+            raise CannotReach(f"{url!r} is not an address: {error}. Write it like http://127.0.0.1:8080.") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # Datasets
+
+    def upload_dataset(
+        self,
+        name: str,
+        source: Source,
+        params: Mapping[str, Any] | None = None,
+        *,
+        on_sent: Callable[[int, int], None] | None = None,
+    ) -> Job:
+        """Upload a data set from a file, piece by piece; gives its ingest job.
+
+        params: `size`, `channels`, `max_rejected_share`. on_sent: called with (bytes sent, bytes in all).
+        """
+        query = {key: value for key, value in (params or {}).items() if value is not None}
+        with ExitStack() as stack:
+            file = stack.enter_context(Path(source).open("rb")) if isinstance(source, str | PathLike) else source
+            total = _bytes_left(file)
+            answer = self._send(
+                "POST",
+                f"/v1/datasets/{name}/versions",
+                params=query,
+                content=_pieces(file, total, on_sent),
+                headers={"Content-Length": str(total), "Content-Type": "application/octet-stream"},
+            )
+        return parse(answer, Job)
+
+    def dataset(self, reference: str) -> DatasetVersion:
+        """One version, such as `signs@1`."""
+        return parse(self._send("GET", f"/v1/datasets/{reference}"), DatasetVersion)
+
+    def datasets(self, name: str | None = None) -> Iterator[DatasetVersion]:
+        """Every version of that name, or of all."""
+        return self._pages("/v1/datasets" if name is None else f"/v1/datasets/{name}", {}, DatasetVersion)
+
+    # Jobs
+
+    def submit(
+        self,
+        type: str,
+        *,
+        dataset: str | None = None,
+        reference: str | None = None,
+        model: str | None = None,
+        evaluate_on: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Start a job. With an `idempotency_key`, sending the same again gives the same job."""
+        fields = {"dataset": dataset, "reference": reference, "model": model, "evaluate_on": evaluate_on}
+        body = {"type": type, **{key: value for key, value in fields.items() if value is not None}}
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        return parse(self._send("POST", "/v1/jobs", json={**body, "params": dict(params or {})}, headers=headers), Job)
+
+    def job(self, job_id: str) -> Job:
+        return parse(self._send("GET", f"/v1/jobs/{job_id}"), Job)
+
+    def jobs(self, *, state: str | None = None, type: str | None = None) -> Iterator[Job]:
+        """All jobs of that state and type, newest first as the service orders them."""
+        return self._pages("/v1/jobs", {"state": state, "type": type}, Job)
+
+    def wait(
+        self, job_id: str, *, on_progress: Callable[[Job], None] | None = None, timeout_s: float | None = None
+    ) -> Job:
+        """Poll the job until it has finished; gives it as it ended, failed or not.
+
+        Rides out a gateway that is away for up to half a minute. Raises WaitTimedOut after `timeout_s`.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        last_heard = time.monotonic()
+        while True:
+            pause_s = POLL_S
+            try:
+                answer = self._send("GET", f"/v1/jobs/{job_id}")
+            except ClientError as error:
+                if not _is_outage(error) or time.monotonic() - last_heard > OUTAGE_TOLERATED_S:
+                    raise
+            else:
+                last_heard = time.monotonic()
+                job = parse(answer, Job)
+                if on_progress is not None:
+                    on_progress(job)
+                if job.finished:
+                    return job
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise WaitTimedOut(job)
+                pause_s = _retry_after_s(answer)
+            time.sleep(pause_s if deadline is None else max(0.0, min(pause_s, deadline - time.monotonic())))
+
+    def cancel(self, job_id: str) -> Job:
+        return parse(self._send("POST", f"/v1/jobs/{job_id}/cancel"), Job)
+
+    def retry(self, job_id: str) -> Job:
+        return parse(self._send("POST", f"/v1/jobs/{job_id}/retry"), Job)
+
+    def verdicts(self, job_id: str, *, verdict: str | None = None, sort: str | None = None) -> Iterator[Verdict]:
+        """Every verdict of a sanitise job, page by page as they are asked for."""
+        return self._pages(f"/v1/jobs/{job_id}/verdicts", {"verdict": verdict, "sort": sort}, Verdict)
+
+    def report(self, job_id: str, format: Literal["html", "json"] = "html") -> bytes:
+        """The report of a job that succeeded."""
+        accept = {"html": "text/html", "json": "application/json"}[format]
+        return self._send("GET", f"/v1/jobs/{job_id}/report", headers={"Accept": accept}).content
+
+    # Models
+
+    def models(self) -> Iterator[ModelVersion]:
+        return self._pages("/v1/models", {}, ModelVersion)
+
+    def model(self, reference: str) -> ModelVersion:
+        """A version (`signs-student@1`), or what is known of a name."""
+        return parse(self._send("GET", f"/v1/models/{reference}"), ModelVersion)
+
+    def predict(
+        self, model: str, images: Sequence[str | PathLike[str]] | bytes, *, alpha: float | None = None
+    ) -> Predictions:
+        """Predictions for image files, in order, or for an npz that holds `images` (uint8, n × h × w [× c])."""
+        query = {} if alpha is None else {"alpha": alpha}
+        path = f"/v1/models/{model}/predict"
+        if isinstance(images, bytes):
+            headers = {"Content-Type": "application/x-npz"}
+            return parse(self._send("POST", path, params=query, content=images, headers=headers), Predictions)
+        if not images:
+            raise ValueError("predict needs at least one image")
+        answers = [
+            self._predict_files(path, query, [Path(image) for image in images[start : start + FILES_PER_REQUEST]])
+            for start in range(0, len(images), FILES_PER_REQUEST)
+        ]
+        return answers[0].model_copy(update={"predictions": [p for answer in answers for p in answer.predictions]})
+
+    def _predict_files(self, path: str, query: Mapping[str, Any], images: Sequence[Path]) -> Predictions:
+        with ExitStack() as stack:
+            files = [
+                ("images", (image.name, stack.enter_context(image.open("rb")), "application/octet-stream"))
+                for image in images
+            ]
+            return parse(self._send("POST", path, params=query, files=files), Predictions)
+
+    # The wire
+
+    def _pages(self, path: str, query: Mapping[str, Any], kind: type[WireT]) -> Iterator[WireT]:
+        asked = {key: value for key, value in query.items() if value is not None}
+        cursor: str | None = None
+        while True:
+            answer = self._send("GET", path, params=asked if cursor is None else {**asked, "cursor": cursor})
+            page = json_object(answer)
+            for item in page.get("items", []):
+                yield validated(item, kind, answer)
+            cursor = page.get("next_cursor")
+            if not cursor:
+                return
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **request)
+        except httpx.TimeoutException as error:
+            raise CannotReach(f"{self.url} did not answer in time ({method} {path}).") from error
+        except httpx.TransportError as error:
+            raise CannotReach(
+                f"Cannot reach Winnow at {self.url}: {error}. Is it running? Start it with 'winnow up', or give "
+                "the address of another with --url."
+            ) from error
+        if answer.is_success:
+            return answer
+        raise problem_of(answer)
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    try:
+        return max(float(answer.headers["Retry-After"]), 0.05)
+    except (KeyError, ValueError):
+        return POLL_S
+
+
+def _is_outage(error: ClientError) -> bool:
+    """Whether the service may be back in a moment."""
+    if isinstance(error, ProblemError | NotWinnow):
+        return error.status in (502, 503, 504)
+    return isinstance(error, CannotReach)
+
+
+def _bytes_left(file: BinaryIO) -> int:
+    here = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(here)
+    return end - here
+
+
+def _pieces(file: BinaryIO, total: int, on_sent: Callable[[int, int], None] | None) -> Iterator[bytes]:
+    sent = 0
+    while sent < total and (piece := file.read(min(CHUNK_BYTES, total - sent))):
+        yield piece
+        sent += len(piece)
+        if on_sent is not None:
+            on_sent(sent, total)
