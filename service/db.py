@@ -12,6 +12,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from service.settings import Settings
 from service.tables import Table
@@ -31,8 +32,10 @@ class Database:
         self.engine = engine
 
     @classmethod
-    def open(cls, url: str) -> Database:
-        engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    def open(cls, url: str, *, pooled: bool = True) -> Database:
+        """pooled=False closes every connection after use: for a process that forks."""
+        pool = {} if pooled else {"poolclass": NullPool}
+        engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"), **pool)
         if engine.dialect.name == "sqlite":
             _prepare_sqlite(engine)
         return cls(engine)

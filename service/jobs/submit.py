@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from models.abstention import PROFILE_SHARE
 from models.calibration import smallest_alpha
 from models.specs import PARAMS_OF_JOB, DistillSpec, HardenSpec, SanitiseSpec, Spec
 from service.datasets import repository as datasets
@@ -105,8 +106,11 @@ def _check_inputs(session: Session, request: Request, spec: Spec) -> None:
         check_matches(test, tuple(dataset.image_shape), dataset.classes, f"data set {inputs['dataset']}")
     if isinstance(spec, SanitiseSpec | HardenSpec) and reference is not None:
         check_reference(dataset, reference, spec if isinstance(spec, SanitiseSpec) else spec.sanitise)
-    if isinstance(spec, DistillSpec | HardenSpec):
-        check_trainable(dataset, reference, spec if isinstance(spec, DistillSpec) else spec.distill)
+    if isinstance(spec, DistillSpec):
+        check_trainable(dataset, reference, spec)
+    if isinstance(spec, HardenSpec):
+        share = spec.sanitise.calibration.calibration_share
+        check_trainable(dataset, reference, spec.distill, held_share=share)
 
 
 def _check_names(request: Request, required: frozenset[str], optional: frozenset[str]) -> None:
@@ -162,7 +166,9 @@ def check_reference(dataset: DatasetVersion, reference: DatasetVersion, spec: Sa
         )
 
 
-def check_trainable(dataset: DatasetVersion, reference: DatasetVersion | None, spec: DistillSpec) -> None:
+def check_trainable(
+    dataset: DatasetVersion, reference: DatasetVersion | None, spec: DistillSpec, *, held_share: float = 1.0
+) -> None:
     """Raises UnusableDataset where no classifier can be trained, or its abstention not be calibrated."""
     name = datasets.reference_of(dataset)
     if len(dataset.classes) < 2:
@@ -172,14 +178,24 @@ def check_trainable(dataset: DatasetVersion, reference: DatasetVersion | None, s
     _refuse_lonely(dataset, "train a classifier and hold images out to check it")
     if reference is not None:
         check_matches(reference, tuple(dataset.image_shape), dataset.classes, f"data set {name}")
-    held = reference.num_samples if reference is not None else int(dataset.num_samples * spec.abstention.holdout_share)
-    if spec.abstention.alpha < smallest_alpha(held // 4):
+    held = _held_out(dataset, reference, spec, held_share)
+    calibrating = held - round(PROFILE_SHARE * held)
+    if spec.abstention.alpha < smallest_alpha(calibrating):
         raise UnusableDataset(
-            f"{held} held-out images are too few to promise an abstention rate of {spec.abstention.alpha}: "
-            f"the smallest is {smallest_alpha(held // 4):.4f}. Ask for that, or give a larger reference.",
+            f"Of {held} held-out images {calibrating} calibrate abstention: the smallest alpha they can promise is "
+            f"{smallest_alpha(calibrating):.4f}, not {spec.abstention.alpha}. Ask for that, or give a larger reference.",
             code="alpha_too_small",
-            smallest=smallest_alpha(held // 4),
+            smallest=smallest_alpha(calibrating),
         )
+
+
+def _held_out(
+    dataset: DatasetVersion, reference: DatasetVersion | None, spec: DistillSpec, held_share: float
+) -> int:
+    """How many images neither filter nor student will have seen."""
+    if reference is None:
+        return int(dataset.num_samples * spec.abstention.holdout_share)
+    return int(reference.num_samples * held_share)
 
 
 def _refuse_lonely(dataset: DatasetVersion, purpose: str) -> None:

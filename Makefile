@@ -1,0 +1,55 @@
+# Winnow: the commands that the README names. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= data
+PORT ?= 8080
+HOME_DIR ?= $(HOME)/.winnow
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test lint format test-slow bench-main clean
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready-embedded ## install what running Winnow needs, into .venv
+
+$(VENV)/.ready-embedded: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded]'
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready-embedded
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## watch Winnow do its whole job on real images
+	$(BIN)/winnow demo
+
+up: setup ## start the whole stack on this machine (PORT=8080, HOME_DIR=~/.winnow)
+	$(BIN)/winnow up --home $(HOME_DIR) --port $(PORT)
+
+test: $(VENV)/.ready-dev ## the fast suite: real broker, real worker, real HTTP
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.ready-dev ## the tests that take minutes
+	$(BIN)/python -m pytest -m "slow"
+
+test-gpu: $(VENV)/.ready-dev ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m "gpu"
+
+lint: $(VENV)/.ready-dev ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.ready-dev ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-main: $(VENV)/.ready-dev ## the main job on the whole of GTSRB (DATA=FOLDER with gtsrb.npz)
+	$(BIN)/python -m benchmarks.main --data $(DATA)
+
+clean: ## remove what the other commands made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,30 @@
+"""`python -m worker`: one Celery worker with one child, settings from the environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from worker.app import app
+from service.jobs.queue import QUEUE
+
+
+def main() -> None:
+    name = f"winnow@{socket.gethostname()}-{os.getpid()}"
+    app.worker_main(
+        [
+            "worker",
+            "--pool=prefork",
+            "--concurrency=1",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+            f"--queues={QUEUE}",
+            f"--hostname={name}",
+            "--loglevel=INFO",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The filter of a sanitise job and the networks of a distill job, as they are kept: safetensors and JSON, no pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+from safetensors.torch import load as load_torch
+from safetensors.torch import save as save_torch
+from torch import nn
+
+from models.filtering import Filter
+from service.storage import Storage
+
+
+@dataclass(frozen=True, eq=False)
+class FilterArtifacts:
+    """The filter with what calibrated it: rows of the reference that no fit has seen, and their scores."""
+
+    filter: Filter
+    calibration_scores: NDArray[np.float32]
+    reference: str
+    held: NDArray[np.int64]
+
+
+def save_filter(storage: Storage, prefix: str, artifacts: FilterArtifacts) -> None:
+    tensors = {
+        **{f"filter.{name}": np.ascontiguousarray(value) for name, value in artifacts.filter.state().items()},
+        "calibration.scores": artifacts.calibration_scores,
+        "calibration.rows": artifacts.held,
+    }
+    storage.write(f"{prefix}/filter.safetensors", save_tensors(tensors))
+    meta = {"filter": artifacts.filter.meta(), "reference": artifacts.reference}
+    storage.write(f"{prefix}/filter.json", json.dumps(meta).encode())
+
+
+def load_filter(storage: Storage, prefix: str) -> FilterArtifacts:
+    tensors = load_tensors(storage.read(f"{prefix}/filter.safetensors"))
+    meta = json.loads(storage.read(f"{prefix}/filter.json"))
+    state = {name.removeprefix("filter."): value for name, value in tensors.items() if name.startswith("filter.")}
+    return FilterArtifacts(
+        Filter.load(state, meta["filter"]), tensors["calibration.scores"], meta["reference"], tensors["calibration.rows"]
+    )
+
+
+def save_network(network: nn.Module) -> bytes:
+    """Its weights as safetensors."""
+    return save_torch({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})
+
+
+def load_network(network: nn.Module, data: bytes) -> None:
+    """Fill `network` with the weights that `save_network` gave."""
+    network.load_state_dict(load_torch(data))

@@ -1,0 +1,131 @@
+"""The one task: claim a job, run its step, record the outcome. Everything a worker does passes through here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import structlog
+
+from models.calibration import AlphaTooSmall
+from models.training import Diverged, Stopped
+from service.errors import LeaseLost, WinnowError
+from service.jobs import artifacts, harden, repository
+from service.jobs.repository import Claim
+from service.jobs.state import JobState
+from service.tables import Job
+from worker.context import Context, Outcome
+from worker.heartbeat import Heartbeat, StopReason
+from worker.progress import Progress
+from worker.runtime import Runtime
+
+STEPS = {kind: f"worker.{kind}" for kind in ("ingest", "sanitise", "distill", "evaluate")}
+
+log = structlog.get_logger()
+
+
+def execute(runtime: Runtime, job_id: str, shutting_down: threading.Event) -> None:
+    """Does nothing where the job is not queued any more: the doorbell may ring twice."""
+    claim = repository.claim(
+        runtime.database, job_id, worker=runtime.worker, lease_seconds=runtime.settings.lease_seconds
+    )
+    if claim is None:
+        return
+    ids = {"job_id": job_id, "attempt": claim.attempt, "request_id": claim.request_id}
+    with structlog.contextvars.bound_contextvars(**ids):
+        log.info("job claimed", type=claim.type)
+        _attempt(runtime, claim, shutting_down)
+
+
+def _attempt(runtime: Runtime, claim: Claim, shutting_down: threading.Event) -> None:
+    context = Context(runtime, claim, Progress())
+    succeeded = False
+    try:
+        with Heartbeat(runtime, claim, context.progress, shutting_down) as heartbeat:
+            ended = _run(context, heartbeat)
+        succeeded = ended == JobState.SUCCEEDED
+        log.info("job ended", state=ended)
+    except LeaseLost as error:
+        log.warning("attempt superseded, nothing published", reason=error.message)
+    finally:
+        if not succeeded:
+            for prefix in context.written:
+                runtime.storage.delete_prefix(prefix)
+        else:
+            runtime.storage.delete_prefix(artifacts.checkpoints_prefix(claim.job_id))
+    _ring_new(runtime)
+
+
+def _run(context: Context, heartbeat: Heartbeat) -> JobState:
+    try:
+        step: Callable[[Context], Outcome] = import_module(STEPS[context.claim.type]).run
+        outcome = step(context)
+    except Stopped:
+        return _stopped(context, heartbeat.reason)
+    except LeaseLost:
+        raise
+    except MemoryError:
+        return _failed(
+            context, "out_of_memory", "The worker ran out of memory. Try a smaller image size or fewer images."
+        )
+    except (WinnowError, AlphaTooSmall, Diverged) as error:
+        code = error.code if isinstance(error, WinnowError) else _code_of(error)
+        return _failed(context, code, str(error))
+    except Exception as error:  # a step may fail in any way; the job must say so whatever it was
+        log.exception("step failed unexpectedly")
+        return _failed(context, "internal", f"The {context.claim.type} step broke: {type(error).__name__}: {error}")
+    return _succeeded(context, outcome)
+
+
+def _code_of(error: Exception) -> str:
+    return "alpha_too_small" if isinstance(error, AlphaTooSmall) else "training_diverged"
+
+
+def _stopped(context: Context, reason: StopReason | None) -> JobState:
+    if reason == StopReason.CANCEL:
+        return _end(context, JobState.CANCELLED, "cancelled by request")
+    if reason == StopReason.SHUTDOWN:
+        repository.give_back(context.runtime.database, context.claim)
+        return JobState.QUEUED
+    raise LeaseLost(f"Job {context.claim.job_id} has a new owner.")
+
+
+def _failed(context: Context, code: str, message: str) -> JobState:
+    return _end(context, JobState.FAILED, f"failed: {code}", error={"code": code, "message": message})
+
+
+def _end(context: Context, state: JobState, message: str, *, error: dict[str, Any] | None = None) -> JobState:
+    with context.runtime.database.transaction() as session:
+        job = repository.owned(session, context.claim)
+        if job.state == JobState.CANCELLING and state != JobState.FAILED:
+            state = JobState.CANCELLED
+        ended = repository.finish(session, context.claim, state, message, error=error)
+        harden.advance(session, ended)
+    return state
+
+
+def _succeeded(context: Context, outcome: Outcome) -> JobState:
+    """Rows, result, state and the next step of a harden job: one transaction."""
+    with context.runtime.database.transaction() as session:
+        job = repository.owned(session, context.claim)
+        if job.state == JobState.CANCELLING:
+            ended = repository.finish(session, context.claim, JobState.CANCELLED, "cancelled by request")
+        else:
+            result = {**outcome.result, **outcome.publish(session)}
+            _fill_progress(job, context)
+            ended = repository.finish(session, context.claim, JobState.SUCCEEDED, "succeeded", result=result)
+        harden.advance(session, ended)
+        return JobState(ended.state)
+
+
+def _fill_progress(job: Job, context: Context) -> None:
+    snapshot = context.progress.snapshot()
+    job.progress = {**snapshot, "done": snapshot["total"], "phase": None, "fraction": 1.0}
+
+
+def _ring_new(runtime: Runtime) -> None:
+    with runtime.database.session() as session:
+        new = [job.id for job in repository.unclaimed(session, patience_seconds=3600) if job.rung_at is None]
+    runtime.doorbell.ring(new)

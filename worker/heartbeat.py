@@ -1,0 +1,72 @@
+"""Keeps a job's lease alive beside the step that works on it, and carries orders to stop the other way."""
+
+from __future__ import annotations
+
+import threading
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.errors import LeaseLost
+from service.jobs import repository
+from service.jobs.repository import Claim
+from service.jobs.state import JobState
+from worker.progress import Progress
+from worker.runtime import Runtime
+
+log = structlog.get_logger()
+
+
+class StopReason(StrEnum):
+    CANCEL = "cancel"
+    LEASE_LOST = "lease lost"
+    SHUTDOWN = "shutdown"
+
+
+class Heartbeat:
+    """A thread for as long as the `with` block runs; `reason` says why it told the step to stop."""
+
+    def __init__(self, runtime: Runtime, claim: Claim, progress: Progress, shutting_down: threading.Event) -> None:
+        self._runtime = runtime
+        self._claim = claim
+        self._progress = progress
+        self._shutting_down = shutting_down
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self.reason: StopReason | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        with structlog.contextvars.bound_contextvars(job_id=self._claim.job_id, attempt=self._claim.attempt):
+            while not self._ended.wait(self._runtime.settings.heartbeat_seconds) and self.reason is None:
+                self.reason = self._once()
+                if self.reason is not None:
+                    self._progress.stopping.set()
+
+    def _once(self) -> StopReason | None:
+        if self._shutting_down.is_set():
+            return StopReason.SHUTDOWN
+        try:
+            lease_seconds = self._runtime.settings.lease_seconds
+            snapshot = self._progress.snapshot()
+            state = repository.renew(
+                self._runtime.database, self._claim, lease_seconds=lease_seconds, progress=snapshot
+            )
+        except LeaseLost:
+            return StopReason.LEASE_LOST
+        except SQLAlchemyError as error:  # the lease may outlive a short absence of the database
+            log.warning("lease not renewed", error=str(error))
+            return None
+        return StopReason.CANCEL if state == JobState.CANCELLING else None

@@ -1,0 +1,110 @@
+"""Gathers what a finished step knows into its report, and puts the report on storage."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.filtering import FilterFit
+from models.robustness import Robustness
+from models.specs import EvaluateSpec, SanitiseSpec
+from service.datasets import repository as datasets
+from worker.card import library_versions
+from worker.context import Context
+from worker.judging import Judgement
+from worker.reports.evaluate import EvaluateFacts, evaluate_report
+from worker.reports.page import Report
+from worker.reports.sanitise import FitLosses, GalleryItem, SanitiseFacts, sanitise_report
+
+if TYPE_CHECKING:
+    from worker.evaluate import Subject
+    from worker.sanitise import Sets
+
+GALLERY_IMAGES = 24
+
+
+def write_sanitise(
+    context: Context,
+    sets: Sets,
+    fitted: FilterFit,
+    judgement: Judgement,
+    verdicts: NDArray[np.str_],
+    spec: SanitiseSpec,
+) -> None:
+    facts = SanitiseFacts(
+        job_id=context.claim.job_id,
+        dataset=datasets.reference_of(sets.candidate),
+        reference=datasets.reference_of(sets.reference),
+        result_dataset=f"the next version of {sets.candidate.name}",
+        spec=spec.model_dump(mode="json"),
+        score_name=fitted.filter.score_name,
+        scores=judgement.scores,
+        p_values=judgement.p_values,
+        verdicts=verdicts,
+        threshold=judgement.threshold,
+        alpha=judgement.alpha,
+        smallest_alpha=judgement.smallest_alpha,
+        calibration_scores=judgement.calibration_scores,
+        losses={"denoiser": FitLosses(fitted.losses.train_loss, fitted.losses.validation_loss)},
+        class_names=sets.candidate.classes,
+        labels=sets.candidate_reader.labels(),
+        gallery=_gallery(sets, fitted, judgement),
+        rates_are=judgement.rates_are,
+        warnings=_warnings(judgement),
+        notes=fitted.notes,
+        versions=library_versions(),
+        seconds=context.progress.close(),
+    )
+    _write(context, sanitise_report(facts))
+
+
+def _gallery(sets: Sets, fitted: FilterFit, judgement: Judgement) -> list[GalleryItem]:
+    """Flagged images from the most suspicious to the least, evenly spaced."""
+    flagged = np.flatnonzero(judgement.flagged)
+    order = flagged[np.argsort(-judgement.scores[flagged], kind="stable")]
+    chosen = order[np.linspace(0, len(order) - 1, min(GALLERY_IMAGES, len(order))).round().astype(np.int64)]
+    images = sets.candidate_reader.images(chosen)
+    rebuilt = fitted.filter.reconstruct(images)
+    rows = sets.candidate_reader.rows()
+    return [
+        GalleryItem(
+            index=int(index),
+            path=rows[index].path,
+            label=sets.candidate.classes[rows[index].label],
+            original=images[place],
+            reconstruction=rebuilt[place],
+            score=float(judgement.scores[index]),
+            p_value=float(judgement.p_values[index]),
+        )
+        for place, index in enumerate(chosen)
+    ]
+
+
+def _warnings(judgement: Judgement) -> list[str]:
+    if judgement.alpha is not None:
+        return []
+    flagged = judgement.calibration_flagged
+    return [
+        "A fixed threshold promises no rate. On trusted images held out of every fit it flags "
+        f"{flagged['share']:.2%} (95 % interval {flagged['low']:.2%} to {flagged['high']:.2%}, n = {flagged['n']})."
+    ]
+
+
+def write_evaluation(
+    context: Context,
+    subject: Subject,
+    dataset: str,
+    spec: EvaluateSpec,
+    found: Robustness,
+    clean: dict[str, Any],
+    attacked: tuple[NDArray[np.uint8], NDArray[np.int64]],
+) -> None:
+    raise RuntimeError
+
+
+def _write(context: Context, report: Report) -> None:
+    context.storage.write(f"{context.artifacts}/report.html", report.html.encode())
+    context.storage.write(f"{context.artifacts}/report.json", json.dumps(report.json).encode())

@@ -1,0 +1,36 @@
+"""What every step of a worker stands on: settings, database, storage, doorbell, and its own name."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from celery import Celery
+
+from service.db import Database
+from service.jobs.queue import Doorbell
+from service.settings import Settings
+from service.storage import LocalStorage, Storage
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Opened once a process; nothing of it survives a fork."""
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    doorbell: Doorbell
+    worker: str
+
+    @classmethod
+    def open(cls, settings: Settings, app: Celery) -> Runtime:
+        database = Database.open(settings.database_url)
+        return cls(
+            settings,
+            database,
+            LocalStorage(settings.storage),
+            Doorbell(app, database),
+            f"{socket.gethostname()}:{os.getpid()}",
+        )
