@@ -86,16 +86,20 @@ class UnsupportedMedia(WinnowError):
 class TooManyRequests(WinnowError):
     code = "too_many_requests"
 
-    def __init__(self, message: str, *, retry_after_seconds: int = 1, **details: object) -> None:
-        super().__init__(message, **details)
+    def __init__(
+        self, message: str, *, retry_after_seconds: int = 1, code: str | None = None, **details: object
+    ) -> None:
+        super().__init__(message, code=code, **details)
         self.retry_after_seconds = retry_after_seconds
 
 
 class Unavailable(WinnowError):
     code = "unavailable"
 
-    def __init__(self, message: str, *, retry_after_seconds: int = 5, **details: object) -> None:
-        super().__init__(message, **details)
+    def __init__(
+        self, message: str, *, retry_after_seconds: int = 5, code: str | None = None, **details: object
+    ) -> None:
+        super().__init__(message, code=code, **details)
         self.retry_after_seconds = retry_after_seconds
 
 

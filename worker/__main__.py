@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
-from worker.app import app
 from service.jobs.queue import QUEUE
+from worker.app import app
 
 
 def main() -> None:

@@ -11,12 +11,12 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database, now
-from worker.lifeline import die_with_parent
 from service.jobs.queue import EXECUTE, Doorbell, celery_app
 from service.jobs.reaper import reap
 from service.logs import configure_logs
 from service.settings import Settings
 from service.tables import Worker
+from worker.lifeline import die_with_parent
 from worker.runtime import Runtime
 
 settings = Settings.from_env()
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 _runtime: list[Runtime] = []  # of this child; filled after the fork, since no connection survives one
 
 
-@app.task(name=EXECUTE, ignore_result=True)  # type: ignore[untyped-decorator]
+@app.task(name=EXECUTE, ignore_result=True)
 def execute_job(job_id: str) -> None:
     from worker.execute import execute
 
@@ -67,7 +67,7 @@ class Reaper(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         self._timer = worker.timer.call_repeatedly(settings.reap_seconds, self._round)
 
-    def stop(self, worker: Any) -> None:
+    def stop(self, _worker: Any) -> None:
         if self._timer is not None:
             self._timer.cancel()
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+from models.filtering import Filter
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -13,7 +14,6 @@ from safetensors.torch import load as load_torch
 from safetensors.torch import save as save_torch
 from torch import nn
 
-from models.filtering import Filter
 from service.storage import Storage
 
 
@@ -43,7 +43,10 @@ def load_filter(storage: Storage, prefix: str) -> FilterArtifacts:
     meta = json.loads(storage.read(f"{prefix}/filter.json"))
     state = {name.removeprefix("filter."): value for name, value in tensors.items() if name.startswith("filter.")}
     return FilterArtifacts(
-        Filter.load(state, meta["filter"]), tensors["calibration.scores"], meta["reference"], tensors["calibration.rows"]
+        Filter.load(state, meta["filter"]),
+        tensors["calibration.scores"],
+        meta["reference"],
+        tensors["calibration.rows"],
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from models.filtering import Filter
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
@@ -13,7 +14,6 @@ from models.abstention import calibrate_abstention
 from models.calibration import check_alpha, wilson_interval
 from models.classifiers import Classifier
 from models.distillation import Distilled, distill
-from models.filtering import Filter
 from models.onnx_export import check_parity, export_detector, export_student
 from models.specs import DistillSpec
 from models.splits import split_by_class
@@ -75,9 +75,7 @@ def run(context: Context) -> Outcome:
 
     def publish(session: Session) -> dict[str, Any]:
         name = context.claim.inputs["model"]
-        row = registry.register(
-            session, name, job_id=context.claim.job_id, prefix=prefix, files=digests, card=document
-        )
+        row = registry.register(session, name, job_id=context.claim.job_id, prefix=prefix, files=digests, card=document)
         return {"model": registry.reference_of(row)}
 
     return Outcome({"metrics": metrics, "bundle_digest": bundle.bundle_digest(digests)}, publish)
@@ -165,9 +163,9 @@ def _refuse_worse_student(metrics: dict[str, Any], spec: DistillSpec) -> None:
     teacher, student = metrics["teacher_accuracy"]["share"], metrics["student_accuracy"]["share"]
     if teacher - student > spec.max_accuracy_loss:
         raise UnusableDataset(
-            f"The student is right on {student:.2%} of the held-out images, its teacher on {teacher:.2%}: more than the "
-            f"max_accuracy_loss of {spec.max_accuracy_loss} was lost, so it was not registered. Train for more epochs "
-            "(fit.epochs), give it more width (student.width), or allow a larger loss.",
+            f"The student is right on {student:.2%} of the held-out images, its teacher on {teacher:.2%}: more than "
+            f"the max_accuracy_loss of {spec.max_accuracy_loss} was lost, so it was not registered. Train for more "
+            "epochs (fit.epochs), give it more width (student.width), or allow a larger loss.",
             code="student_too_weak",
         )
 

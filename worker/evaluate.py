@@ -19,6 +19,7 @@ from service.registry import repository as registry
 from worker.artifacts import load_network
 from worker.context import Context, Outcome
 from worker.datasets import open_version, relabelled
+from worker.examples import worst_cases
 from worker.lineage import sanitise_filter
 from worker.reporting import write_evaluation
 
@@ -37,6 +38,15 @@ class Subject:
     classes: list[str]
 
 
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What the model under test did."""
+
+    dataset: str
+    found: Robustness
+    clean: dict[str, Any]
+
+
 def run(context: Context) -> Outcome:
     context.progress.plan(PLAN)
     spec = EvaluateSpec.model_validate(context.claim.params)
@@ -48,9 +58,11 @@ def run(context: Context) -> Outcome:
     images = reader.images(rows)
     watch = context.progress.enter("attacks", unit="gradients")
     found = accuracy_under_attack(subject.student, images, labels[rows], spec, watch=watch, answer=subject.answer)
-    context.progress.enter("report")
-    write_evaluation(context, subject, datasets.reference_of(row), spec, found, clean, (images, labels[rows]))
-    metrics = {"clean": clean, "alpha": subject.alpha, "dataset": datasets.reference_of(row), **_summary(found)}
+    watch = context.progress.enter("report", unit="attacks")
+    trial = Trial(datasets.reference_of(row), found, clean)
+    examples = worst_cases(subject, images, labels[rows], spec, watch)
+    write_evaluation(context, subject, trial, spec, examples)
+    metrics = {"clean": clean, "alpha": subject.alpha, "dataset": trial.dataset, **_summary(found)}
 
     def publish(_session: Session) -> dict[str, Any]:
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -17,7 +16,7 @@ from service.jobs.repository import Claim
 from service.jobs.state import JobState
 from service.tables import Job
 from worker.context import Context, Outcome
-from worker.heartbeat import Heartbeat, StopReason
+from worker.heartbeat import Flag, Heartbeat, StopReason
 from worker.progress import Progress
 from worker.runtime import Runtime
 
@@ -26,7 +25,7 @@ STEPS = {kind: f"worker.{kind}" for kind in ("ingest", "sanitise", "distill", "e
 log = structlog.get_logger()
 
 
-def execute(runtime: Runtime, job_id: str, shutting_down: threading.Event) -> None:
+def execute(runtime: Runtime, job_id: str, shutting_down: Flag) -> None:
     """Does nothing where the job is not queued any more: the doorbell may ring twice."""
     claim = repository.claim(
         runtime.database, job_id, worker=runtime.worker, lease_seconds=runtime.settings.lease_seconds
@@ -39,7 +38,7 @@ def execute(runtime: Runtime, job_id: str, shutting_down: threading.Event) -> No
         _attempt(runtime, claim, shutting_down)
 
 
-def _attempt(runtime: Runtime, claim: Claim, shutting_down: threading.Event) -> None:
+def _attempt(runtime: Runtime, claim: Claim, shutting_down: Flag) -> None:
     context = Context(runtime, claim, Progress())
     succeeded = False
     try:

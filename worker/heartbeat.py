@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from enum import StrEnum
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,6 +20,12 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 
+class Flag(Protocol):
+    """A flag that another process may raise."""
+
+    def is_set(self) -> bool: ...
+
+
 class StopReason(StrEnum):
     CANCEL = "cancel"
     LEASE_LOST = "lease lost"
@@ -29,7 +35,7 @@ class StopReason(StrEnum):
 class Heartbeat:
     """A thread for as long as the `with` block runs; `reason` says why it told the step to stop."""
 
-    def __init__(self, runtime: Runtime, claim: Claim, progress: Progress, shutting_down: threading.Event) -> None:
+    def __init__(self, runtime: Runtime, claim: Claim, progress: Progress, shutting_down: Flag) -> None:
         self._runtime = runtime
         self._claim = claim
         self._progress = progress

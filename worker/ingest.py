@@ -1,4 +1,4 @@
-"""An ingest job: an upload becomes an immutable version. Every image is decoded once, to shards at the working resolution."""
+"""An ingest job: an upload becomes an immutable version, every image decoded once to the working resolution."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def _row(sample: Sample, max_pixels: int) -> Row:
 def _refuse_one_class(upload: Upload) -> None:
     if len(upload.classes) < 2:
         raise UnusableDataset(
-            f"All {upload.num_samples} images are of one class ({upload.classes[0]}). A training set needs at least two: "
-            "upload a zip with one folder a class, or an npz with at least two different labels.",
+            f"All {upload.num_samples} images are of one class ({upload.classes[0]}). A training set needs at "
+            "least two: upload a zip with one folder a class, or an npz with at least two different labels.",
             code="one_class",
         )
 
@@ -110,8 +110,8 @@ def _check_rejected(rejected: list[dict[str, str]], total: int, allowed: float) 
     if len(rejected) > allowed * total:
         first = rejected[0]
         raise InvalidUpload(
-            f"{len(rejected)} of {total} images cannot be used, more than the allowed share of {allowed:.0%}; the first is "
-            f"{first['path']}: {first['problem']}. Mend them, or upload with a larger max_rejected_share.",
+            f"{len(rejected)} of {total} images cannot be used, more than the allowed share of {allowed:.0%}; the "
+            f"first is {first['path']}: {first['problem']}. Mend them, or upload with a larger max_rejected_share.",
             code="too_many_rejected",
         )
 

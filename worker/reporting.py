@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from models.filtering import FilterFit
 from numpy.typing import NDArray
 
-from models.filtering import FilterFit
-from models.robustness import Robustness
 from models.specs import EvaluateSpec, SanitiseSpec
 from service.datasets import repository as datasets
 from worker.card import library_versions
 from worker.context import Context
 from worker.judging import Judgement
-from worker.reports.evaluate import EvaluateFacts, evaluate_report
 from worker.reports.page import Report
 from worker.reports.sanitise import FitLosses, GalleryItem, SanitiseFacts, sanitise_report
 
 if TYPE_CHECKING:
-    from worker.evaluate import Subject
+    from worker.evaluate import Subject, Trial
     from worker.sanitise import Sets
 
 GALLERY_IMAGES = 24
@@ -94,15 +92,24 @@ def _warnings(judgement: Judgement) -> list[str]:
 
 
 def write_evaluation(
-    context: Context,
-    subject: Subject,
-    dataset: str,
-    spec: EvaluateSpec,
-    found: Robustness,
-    clean: dict[str, Any],
-    attacked: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    context: Context, subject: Subject, trial: Trial, spec: EvaluateSpec, examples: list[AttackExample]
 ) -> None:
-    raise RuntimeError
+    document = trial.found.to_json()
+    facts = EvaluateFacts(
+        model=subject.reference,
+        dataset=trial.dataset,
+        job_id=context.claim.job_id,
+        spec=spec.model_dump(mode="json"),
+        rows=document["rows"],
+        flags=document["gradient_masking"],
+        clean=trial.clean,
+        examples=examples,
+        warnings=[],
+        versions=library_versions(),
+        seconds=context.progress.close(),
+        notes={"alpha": subject.alpha},
+    )
+    _write(context, evaluate_report(facts))
 
 
 def _write(context: Context, report: Report) -> None:

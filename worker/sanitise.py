@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from models.filtering import FilterFit, fit_filter
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from models.filtering import FilterFit, fit_filter
 from models.specs import SanitiseSpec
 from models.splits import split_by_class
 from service.datasets import repository as datasets
@@ -23,7 +23,15 @@ from worker.datasets import groups_of, open_version, relabelled
 from worker.judging import Judgement, judge
 from worker.reporting import write_sanitise
 
-PLAN = {"surrogates": 20.0, "perturbing": 5.0, "denoiser": 45.0, "calibrating": 5.0, "scoring": 20.0, "writing": 5.0, "report": 5.0}
+PLAN = {
+    "surrogates": 20.0,
+    "perturbing": 5.0,
+    "denoiser": 45.0,
+    "calibrating": 5.0,
+    "scoring": 20.0,
+    "writing": 5.0,
+    "report": 5.0,
+}
 
 
 @dataclass(frozen=True)
@@ -185,5 +193,3 @@ def _publisher(context: Context, sets: Sets, prefix: str, written: Written) -> A
         return {"dataset": datasets.reference_of(row)}
 
     return publish
-
-

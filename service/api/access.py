@@ -21,7 +21,7 @@ log = structlog.get_logger("gateway")
 
 
 class RequestIds:
-    """Gives every request an id (the caller's, where it sent a usable one), logs it, and hands it back in the answer."""
+    """Gives every request an id (the caller's, where usable), logs it, and hands it back in the answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from PIL import Image
-from pydantic import ValidationError
 from sqlalchemy import select, tuple_
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Request
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from service.api.access import Key
@@ -44,7 +45,7 @@ def _submit(request: Request, asked: submit.Request) -> tuple[JobOut, list[str]]
         return JobOut.of(session, job), _to_ring(session, job)
 
 
-def _to_ring(session: repository.Session, job: Job) -> list[str]:
+def _to_ring(session: Session, job: Job) -> list[str]:
     jobs = harden.steps_of(session, job.id) if job.type == "harden" else [job]
     return [each.id for each in jobs if each.state == JobState.QUEUED and each.rung_at is None]
 
@@ -54,7 +55,7 @@ def list_jobs(
     request: Request,
     _key: Key,
     state: JobState | None = None,
-    type: Literal["ingest", "sanitise", "distill", "evaluate", "harden"] | None = None,  # noqa: A002 (its name on the wire)
+    type: Literal["ingest", "sanitise", "distill", "evaluate", "harden"] | None = None,
     cursor: str | None = None,
     limit: Limit = 100,
 ) -> Page:

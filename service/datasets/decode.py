@@ -1,4 +1,4 @@
-"""One image file to pixels at the working resolution. Ingest and prediction share it, so serving sees what training saw."""
+"""One image file to pixels at the working resolution, for ingest and prediction alike."""
 
 from __future__ import annotations
 

@@ -118,12 +118,14 @@ class NpzUpload:
         shape, dtype, name = self._images.shape, self._images.dtype, self._images.member.filename
         if dtype != np.uint8:
             raise InvalidUpload(
-                f"{name} is {dtype}; images must be uint8, 0 to 255. Convert them, for example (x * 255).round().astype('uint8').",
+                f"{name} is {dtype}; images must be uint8, 0 to 255. "
+                "Convert them, for example (x * 255).round().astype('uint8').",
                 code="images_not_uint8",
             )
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
             raise InvalidUpload(
-                f"{name} has shape {shape}; wanted (n, height, width) or (n, height, width, channels) with 1 or 3 channels.",
+                f"{name} has shape {shape}; "
+                "wanted (n, height, width) or (n, height, width, channels) with 1 or 3 channels.",
                 code="bad_image_shape",
             )
         if min(shape) < 1:
@@ -143,7 +145,8 @@ class NpzUpload:
         shape = (header.shape[0],) if len(header.shape) == 2 and header.shape[1] == 1 else header.shape
         if shape != (self.num_samples,):
             raise InvalidUpload(
-                f"{header.member.filename} has shape {header.shape}, but there are {self.num_samples} images: one value an image is needed.",
+                f"{header.member.filename} has shape {header.shape}, but there are {self.num_samples} "
+                "images: one value an image is needed.",
                 code="labels_do_not_match",
             )
         if header.dtype.kind not in "iu" and not (what == "groups" and header.dtype.kind in "US"):

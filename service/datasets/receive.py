@@ -37,7 +37,8 @@ async def receive(
         received = await _copy(stream, file.write, max_bytes)
         if wanted_sha256 is not None and wanted_sha256 != received.sha256:
             raise InvalidInput(
-                f"The body's sha256 is {received.sha256}, Repr-Digest says {wanted_sha256}. Nothing was kept; upload it again.",
+                f"The body's sha256 is {received.sha256}, Repr-Digest says {wanted_sha256}."
+                " Nothing was kept; upload it again.",
                 code="digest_mismatch",
             )
     except BaseException:

@@ -105,7 +105,8 @@ class ShardReader:
         return pq.read_table(pa.BufferReader(self._storage.read(f"{self._prefix}/manifest.parquet")))
 
     def labels(self) -> NDArray[np.int64]:
-        return self.manifest()["label"].to_numpy().astype(np.int64)
+        labels: NDArray[np.int64] = self.manifest()["label"].to_numpy().astype(np.int64)
+        return labels
 
     def rows(self) -> list[Row]:
         return [Row(**row) for row in self.manifest().to_pylist()]
@@ -127,7 +128,8 @@ class ShardReader:
             yield number * SHARD_IMAGES, self.shard(number)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        return self.images(np.array([index], np.int64))[0]
+        pixels: NDArray[np.uint8] = self.images(np.array([index], np.int64))[0]
+        return pixels
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The images at `indices`, in that order; every shard is read at most once."""

@@ -42,7 +42,7 @@ def _cancel_harden(session: Session, job: Job) -> None:
 
 
 def retry(session: Session, job: Job) -> None:
-    """Queue a failed or cancelled job again, with as many attempts as it had at first. A harden job goes on where it ended."""
+    """Queue a failed or cancelled job again, with its attempts anew. A harden job goes on where it ended."""
     if job.state not in (JobState.FAILED, JobState.CANCELLED):
         raise IllegalTransition(
             f"Job {job.id} is {job.state}; only a failed or cancelled job can be retried.", code="job_not_retryable"

@@ -1,4 +1,4 @@
-"""A harden job is three jobs in a row. It occupies no worker: each step, in ending, makes the next in the same transaction."""
+"""A harden job is three jobs in a row. It occupies no worker: each step, in ending, makes the next one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ STEPS = ("sanitise", "distill", "evaluate")
 
 
 def first_step(session: Session, parent: Job) -> Job:
-    inputs = {key: parent.inputs[key] for key in ("dataset", "reference") if key in parent.inputs}
-    return _add(session, parent, "sanitise", inputs)
+    return _add(session, parent, "sanitise", _pick(parent, "dataset", "reference"))
 
 
 def advance(session: Session, child: Job) -> None:

@@ -85,7 +85,8 @@ def parse_params(kind: str, params: dict[str, Any]) -> Spec:
 def _same(earlier: Job, request: Request) -> Job:
     if earlier.payload_digest != request.digest():
         raise IdempotencyConflict(
-            f"Idempotency-Key {request.idempotency_key!r} was used for another request (job {earlier.id}). Use a new key."
+            f"Idempotency-Key {request.idempotency_key!r} was used for another request (job {earlier.id})."
+            " Use a new key."
         )
     return earlier
 
@@ -127,10 +128,10 @@ def check_matches(dataset: DatasetVersion, shape: tuple[int, ...], classes: list
     """Raises UnusableDataset where shape or classes do not fit."""
     name = datasets.reference_of(dataset)
     if tuple(dataset.image_shape) != shape:
-        height, width, channels = shape
+        size, _, channels = shape
         raise UnusableDataset(
             f"{name} has images of {'×'.join(map(str, dataset.image_shape))} (height×width×channels), {what} has "
-            f"{'×'.join(map(str, shape))}. Upload it again with size={height} and channels={channels}.",
+            f"{'×'.join(map(str, shape))}. Upload it again with size={size} and channels={channels}.",
             code="shape_mismatch",
         )
     foreign = sorted(set(dataset.classes) - set(classes))
@@ -159,7 +160,8 @@ def check_reference(dataset: DatasetVersion, reference: DatasetVersion, spec: Sa
     if alpha is not None and alpha < smallest_alpha(held):
         needed = int((1 / alpha - 1) / spec.calibration.calibration_share) + 1
         raise UnusableDataset(
-            f"Reference {name} has {held} images to calibrate on: the smallest false_quarantine_rate they can promise is "
+            f"Reference {name} has {held} images to calibrate on: the smallest "
+            f"false_quarantine_rate they can promise is "
             f"{smallest_alpha(held):.4f}, not {alpha}. Ask for that, or give a reference of at least {needed} images.",
             code="alpha_too_small",
             smallest=smallest_alpha(held),
@@ -183,15 +185,14 @@ def check_trainable(
     if spec.abstention.alpha < smallest_alpha(calibrating):
         raise UnusableDataset(
             f"Of {held} held-out images {calibrating} calibrate abstention: the smallest alpha they can promise is "
-            f"{smallest_alpha(calibrating):.4f}, not {spec.abstention.alpha}. Ask for that, or give a larger reference.",
+            f"{smallest_alpha(calibrating):.4f}, not {spec.abstention.alpha}. "
+            "Ask for that, or give a larger reference.",
             code="alpha_too_small",
             smallest=smallest_alpha(calibrating),
         )
 
 
-def _held_out(
-    dataset: DatasetVersion, reference: DatasetVersion | None, spec: DistillSpec, held_share: float
-) -> int:
+def _held_out(dataset: DatasetVersion, reference: DatasetVersion | None, spec: DistillSpec, held_share: float) -> int:
     """How many images neither filter nor student will have seen."""
     if reference is None:
         return int(dataset.num_samples * spec.abstention.holdout_share)
