@@ -14,6 +14,7 @@ from service.datasets import repository as datasets
 from worker.card import library_versions
 from worker.context import Context
 from worker.judging import Judgement
+from worker.reports.evaluate import AttackExample, EvaluateFacts, evaluate_report
 from worker.reports.page import Report
 from worker.reports.sanitise import FitLosses, GalleryItem, SanitiseFacts, sanitise_report
 
