@@ -126,7 +126,7 @@ def encode_cursor(value: str | int) -> str:
 def decode_cursor(cursor: str) -> str:
     """Raises InvalidInput for a cursor that no page gave out."""
     try:
-        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError) as error:
         raise InvalidInput(
             "That cursor is not one of ours: send next_cursor as a page gave it.", code="bad_cursor"

@@ -26,7 +26,12 @@ def celery_app(settings: Settings) -> Celery:
         accept_content=["json"],
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
-        broker_transport_options={"socket_connect_timeout": 2, "socket_keepalive": False},
+        broker_transport_options={
+            "socket_connect_timeout": 2,
+            "max_retries": 1,  # of a ring, which the reaper makes up for; a worker's own connection waits for ever
+            "interval_start": 0.05,
+            "interval_step": 0,
+        },
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         event_queue_durable=False,

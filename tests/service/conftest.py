@@ -1,0 +1,68 @@
+"""A migrated database, a storage folder, and rows to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.datasets import repository as datasets
+from service.datasets.shards import Row, ShardWriter
+from service.db import Database, migrate
+from service.jobs.create import add_job
+from service.settings import Settings
+from service.storage import LocalStorage
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", redis_url="redis://127.0.0.1:1/0").resolved()
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    migrate(settings)
+    opened = Database.open(settings.database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def storage(settings: Settings) -> LocalStorage:
+    return LocalStorage(settings.storage)
+
+
+MakeDataset = Callable[..., str]
+
+
+@pytest.fixture
+def make_dataset(database: Database, storage: LocalStorage) -> MakeDataset:
+    """make_dataset(name, counts={"a": 5, "b": 5}, shape=(8, 8, 1)) writes a version and returns its reference."""
+
+    def make(name: str, counts: dict[str, int], shape: tuple[int, int, int] = (8, 8, 1)) -> str:
+        rng = np.random.default_rng(0)
+        prefix = f"datasets/{name}/{rng.integers(1 << 30)}-{len(counts)}-{sum(counts.values())}"
+        writer = ShardWriter(storage, prefix, shape)
+        for label, count in enumerate(counts.values()):
+            for index in range(count):
+                pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+                writer.add(pixels, Row(f"{label}-{index}", f"{label}/{index}.png", label, shape[1], shape[0]))
+        written = writer.close(len(counts))
+        with database.transaction() as session:
+            job = add_job(session, "ingest", inputs={}, params={}, max_attempts=3)
+            job.state = "succeeded"
+            row = datasets.publish(
+                session,
+                name,
+                job_id=job.id,
+                prefix=prefix,
+                written=written,
+                classes=list(counts),
+                image_shape=shape,
+                source_format="npz",
+            )
+            return datasets.reference_of(row)
+
+    return make
