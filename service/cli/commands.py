@@ -40,6 +40,7 @@ def up(
         typer.Option(min=0, max=65535, help="Port of the gateway; 0 takes a free one. Default: WINNOW_PORT or 8080."),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind to. Default: WINNOW_HOST or 127.0.0.1.")] = None,
+    bound_to: Annotated[int | None, typer.Option(hidden=True, help="End when this parent process is gone.")] = None,
 ) -> None:
     """Run the whole service on this machine: broker, worker and gateway, until Ctrl-C."""
     from service.embedded.stack import run_stack
@@ -47,7 +48,7 @@ def up(
 
     given: dict[str, Any] = {"home": home, "port": port, "host": host}
     settings = Settings(**{name: value for name, value in given.items() if value is not None}).resolved()
-    run_stack(settings, lambda line: typer.echo(f"winnow: {line}"))
+    run_stack(settings, lambda line: typer.echo(f"winnow: {line}"), bound_to=bound_to)
 
 
 @app.command()

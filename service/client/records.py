@@ -112,4 +112,10 @@ class DatasetVersion(Wire):
 
 
 class ModelVersion(Wire):
-    """A version of a model, with its card; what the service says about it is in `model_extra`."""
+    """An immutable version of a model, with its card."""
+
+    model: str  # name@version
+    name: str
+    version: int
+    card: dict[str, Any] = {}
+    aliases: dict[str, int] = {}

@@ -159,10 +159,11 @@ class WinnowClient:
     # Models
 
     def models(self) -> Iterator[ModelVersion]:
+        """Every model, by the version that answers to its bare name."""
         return self._pages("/v1/models", {}, ModelVersion)
 
     def model(self, reference: str) -> ModelVersion:
-        """A version (`signs-student@1`), or what is known of a name."""
+        """One version: name@n, name:alias, or name."""
         return parse(self._send("GET", f"/v1/models/{reference}"), ModelVersion)
 
     def predict(

@@ -27,8 +27,8 @@ WORKER_GRACE_S = 10.0
 GATEWAY_GRACE_S = 8.0
 
 
-def run_stack(settings: Settings, say: Say) -> None:
-    """Run the embedded stack of `settings.home` until SIGINT, SIGTERM or SIGHUP.
+def run_stack(settings: Settings, say: Say, *, bound_to: int | None = None) -> None:
+    """Run the embedded stack of `settings.home` until SIGINT, SIGTERM, SIGHUP, or the end of the parent `bound_to`.
 
     Raises Conflict where the home or the port is taken, Unavailable where a part cannot start.
     """
@@ -37,7 +37,7 @@ def run_stack(settings: Settings, say: Say) -> None:
         state = StackState(os.getpid(), port, url_of(settings.host, port), timestamp())
         write_state(settings.home, state)
         guard = Guard(lock_handle)
-        supervisor = Supervisor(settings.home, state, guard, say)
+        supervisor = Supervisor(settings.home, state, guard, say, bound_to)
         supervisor.catch_signals()
         try:
             _supervise(settings, supervisor)

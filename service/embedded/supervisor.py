@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -23,13 +24,14 @@ Missing = Callable[[], str | None]
 
 
 class Supervisor:
-    """Single-threaded. `state` says who we are; `missing` tells what the stack still waits for, None when ready."""
+    """Single-threaded. `state` says who we are; with `bound_to` the stack ends when that parent does."""
 
-    def __init__(self, home: Path, state: StackState, guard: Guard, say: Say) -> None:
+    def __init__(self, home: Path, state: StackState, guard: Guard, say: Say, bound_to: int | None = None) -> None:
         self.home = home
         self.state = state
         self.say = say
         self.guard = guard
+        self.bound_to = bound_to
         self.parts: list[Part] = []
         self.stop_requests = 0
         self.ready = False
@@ -62,9 +64,12 @@ class Supervisor:
         write_state(self.home, StackState(told.pid, told.port, told.url, told.started_at, parts))
 
     def run(self, missing: Missing) -> None:
-        """Supervise until asked to stop. Raises Unavailable (`part_fails`) where a part cannot even start."""
+        """Supervise until asked to stop. Raises Unavailable (`part_fails`) where a part cannot even start.
+
+        missing: tells what the stack still waits for, None when it is ready.
+        """
         checked_logs = noted = time.monotonic()
-        while not self.stop_requests:
+        while not self.stop_requests and not self._is_orphaned():
             self.tend()
             now = time.monotonic()
             if not self.ready:
@@ -80,6 +85,9 @@ class Supervisor:
                 for part in self.parts:
                     cap_log(part.log)
             time.sleep(TICK_S)
+
+    def _is_orphaned(self) -> bool:
+        return self.bound_to is not None and os.getppid() != self.bound_to
 
     def tend(self) -> None:
         """One round: collect the parts that ended, restart those whose time has come."""

@@ -138,6 +138,19 @@ def test_ready_is_said_once_with_the_address(supervisor: Supervisor, said: list[
     assert len(said) == 1 and "ready in" in said[0] and "http://127.0.0.1:1" in said[0]
 
 
+def test_a_stack_ends_with_the_parent_it_is_bound_to(supervisor: Supervisor) -> None:
+    supervisor.bound_to = os.getppid()
+    turns = iter(range(3))
+
+    def missing() -> str | None:
+        if next(turns) == 1:
+            supervisor.bound_to = 1 if os.getppid() != 1 else 2  # as if another had become our parent
+        return "a reason to go on"
+
+    supervisor.run(missing)
+    assert next(turns) == 2
+
+
 def test_a_killed_supervisor_leaves_nothing_and_frees_the_home_only_then(tmp_path: Path) -> None:
     program = f"""
         import os, sys, time

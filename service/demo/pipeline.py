@@ -1,0 +1,83 @@
+"""What the demo asks of the service: three uploads, one harden job, predictions, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.client import Job, Prediction, Verdict, WinnowClient
+from service.demo.material import Material
+from service.errors import WinnowError
+
+MODEL = "digits-student"
+# The sets are a hundred times smaller than those the defaults are made for: more epochs, and a batch that fits.
+HARDEN_PARAMS: dict[str, Any] = {
+    "sanitise": {"filter": {"fit": {"epochs": 40}}},
+    "distill": {"fit": {"epochs": 20, "batch_size": 64}},
+}
+
+OnProgress = Callable[[Job], None]
+
+
+class JobFailed(WinnowError):
+    code = "demo_job_failed"
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(f"The {job.type} job {job.id} is {job.state}: {job.trouble or 'no reason was given'}")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All that the service said."""
+
+    harden: Job
+    verdicts: Sequence[Verdict]
+    model_card: Mapping[str, Any]
+    predictions: Mapping[str, Sequence[Prediction]]  # clean, attacked, foreign
+
+
+def run_pipeline(client: WinnowClient, material: Material, on_progress: OnProgress) -> Answers:
+    """Raises JobFailed where a job does not succeed."""
+    uploads = {"trusted": material.trusted, "digits": material.candidate, "digits-test": material.test}
+    jobs = {name: client.upload_dataset(name, path) for name, path in uploads.items()}
+    versions = {name: _succeed(client, job, on_progress)["dataset"] for name, job in jobs.items()}
+    harden = client.submit(
+        "harden",
+        dataset=versions["digits"],
+        reference=versions["trusted"],
+        evaluate_on=versions["digits-test"],
+        model=MODEL,
+        params=HARDEN_PARAMS,
+    )
+    result = _succeed(client, harden, on_progress)
+    return Answers(
+        harden=client.job(harden.id),
+        verdicts=list(client.verdicts(harden.id)),
+        model_card=client.model(result["model"]).card,
+        predictions={
+            kind: client.predict(result["model"], material.images(kind)).predictions
+            for kind in ("clean", "attacked", "foreign")
+        },
+    )
+
+
+def save_reports(client: WinnowClient, harden: Job, folder: Path) -> list[Path]:
+    """The reports of the steps that write one, as pages and as numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    saved: list[Path] = []
+    for step in ("sanitise", "evaluate"):
+        job_id = (harden.result or {})["jobs"][step]
+        for extension in ("html", "json"):
+            path = folder / f"{step}.{extension}"
+            path.write_bytes(client.report(job_id, extension))
+            saved.append(path)
+    return saved
+
+
+def _succeed(client: WinnowClient, job: Job, on_progress: OnProgress) -> dict[str, Any]:
+    ended = client.wait(job.id, on_progress=on_progress)
+    if not ended.succeeded or ended.result is None:
+        raise JobFailed(ended)
+    return ended.result
