@@ -68,7 +68,8 @@ def _standing(facts: SanitiseFacts, found: Findings) -> str:
     over = found.calibration_over
     if over is None:
         return "No held-out image calibrated this limit, so the share of clean images that it flags is not known."
-    if facts.rates_are == "held":
+    # A threshold promises nothing to hold, but what it flags of a trusted reference is still a measurement.
+    if facts.reference is not None and (facts.rates_are == "held" or facts.alpha is None):
         source = f"{plural(over.n, 'reference image')} that no network was fitted on"
     else:
         source = f"{plural(over.n, 'image')} that nobody vouched for, so every rate on this page is an estimate"
@@ -90,7 +91,7 @@ def _against_clean(found: Findings) -> str:
     here = f"here it is {percent(share.value)}"
     if share.value > high:
         chance = min(share.k, math.ceil(high * share.n))
-        return f"{expected}; {here}. Chance explains at most about {count(chance)} of the {count(share.k)}."
+        return f"{expected}; {here}. Chance alone rarely explains more than {count(chance)} of the {count(share.k)}."
     if share.value >= low:
         return f"{expected}; {here}. This is what a clean set shows, and no sign of perturbation."
     return (

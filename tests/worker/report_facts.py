@@ -1,0 +1,174 @@
+"""Outcomes of jobs that the report tests show, honest and hostile, and a reader of the pages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+
+from models.calibration import conformal_p_values, threshold_at_fpr
+from models.robustness import AttackRow, Robustness, Served, share
+from models.specs import EvaluateSpec, SanitiseSpec
+from worker.reports.evaluate import AttackExample, EvaluateFacts
+from worker.reports.sanitise import FitLosses, GalleryItem, SanitiseFacts
+
+EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}$x_{'
+VOID_TAGS = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page's tags and attributes, with a complaint for every tag that is not closed in its turn."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.complaints: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        self.complaints += [f"{tag} is never closed" for tag in self._open]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID_TAGS:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self._open or self._open.pop() != tag:
+            self.complaints.append(f"</{tag}> closes something else")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def sanitise_facts(
+    n: int = 400,
+    m: int = 199,
+    *,
+    poison: float = 0.1,
+    alpha: float = 0.01,
+    classes: int = 4,
+    seed: int = 0,
+    **changes: Any,
+) -> SanitiseFacts:
+    rng = np.random.default_rng(seed)
+    calibration = rng.lognormal(-2.6, 0.4, m).astype(np.float32)
+    scores = rng.lognormal(-2.6, 0.4, n).astype(np.float32)
+    poisoned = rng.random(n) < poison
+    scores[poisoned] *= 15
+    p_values = conformal_p_values(scores, calibration)
+    picture = rng.integers(20, 230, (8, 8, 3), dtype=np.uint8)
+    gallery = [
+        GalleryItem(int(i), f"a/{i}.png", "stop", picture, picture + np.uint8(3), float(scores[i]), float(p_values[i]))
+        for i in np.flatnonzero(p_values <= alpha)[:6]
+    ]
+    facts = SanitiseFacts(
+        job_id="job-1",
+        dataset="signs@1",
+        reference="trusted@1",
+        result_dataset="signs@2",
+        spec=SanitiseSpec.model_validate({"false_quarantine_rate": alpha, "seed": 7}).model_dump(mode="json"),
+        score_name="residual_energy",
+        scores=scores,
+        p_values=p_values,
+        verdicts=np.where(p_values <= alpha, "quarantine", "keep"),
+        threshold=threshold_at_fpr(calibration, fpr=alpha),
+        alpha=alpha,
+        smallest_alpha=1 / (m + 1),
+        calibration_scores=calibration,
+        losses={"surrogate 1": FitLosses([2.0, 0.5], [1.0, 0.6]), "denoiser": FitLosses([0.9, 0.3], ())},
+        class_names=[f"class {i}" for i in range(classes)],
+        labels=rng.integers(0, classes, n),
+        gallery=gallery,
+        rates_are="held",
+        warnings=[],
+        notes={"surrogate_accuracy": [0.9]},
+        versions={"winnow": "0.1.0"},
+        seconds={"denoiser": 61.0},
+    )
+    return replace(facts, **changes)
+
+
+def threshold_facts(**changes: Any) -> SanitiseFacts:
+    """A preset badjie job: a fixed threshold, no p-values, kept images reconstructed."""
+    facts = sanitise_facts()
+    flagged = facts.scores > 0.1
+    badjie: dict[str, Any] = {
+        "spec": SanitiseSpec.model_validate({"preset": "badjie", "threshold": 0.1}).model_dump(mode="json"),
+        "score_name": "reconstruction_error",
+        "p_values": None,
+        "alpha": None,
+        "threshold": 0.1,
+        "verdicts": np.where(flagged, "quarantine", "reform"),
+    }
+    return replace(facts, **(badjie | changes))
+
+
+def evaluate_facts(**changes: Any) -> EvaluateFacts:
+    def row(attack: str, right: int, turned: int, wrong: int) -> AttackRow:
+        served = Served(share(20, 200), share(180 - wrong, 200), share(wrong, 200), {"perturbed": 20})
+        return AttackRow(attack, share(right, 200), share(turned, 190), 0.0098, 0.5, served)
+
+    rows = [row("none", 190, 0, 2), row("fgsm", 150, 40, 10), row("ifgsm", 140, 50, 11), row("pgd-margin", 60, 130, 31)]
+    masking = [{"flag": "zero_gradients", "raised": True, "measured": {"share": 0.3}, "meaning": "the softmax is full"}]
+    outcome = Robustness(rows, masking).to_json()
+    picture = np.full((8, 8, 1), 100, np.uint8)
+    facts = EvaluateFacts(
+        model="signs-student@1",
+        dataset="signs@3",
+        job_id="job-2",
+        spec=EvaluateSpec().model_dump(mode="json"),
+        rows=outcome["rows"],
+        flags=outcome["gradient_masking"],
+        clean={"teacher_accuracy": 0.95},
+        examples=[AttackExample("fgsm", picture, picture + np.uint8(3), "stop", "stop", "yield", None, "perturbed")],
+        warnings=[],
+    )
+    return replace(facts, **changes)
+
+
+def evil_sanitise() -> SanitiseFacts:
+    facts = sanitise_facts()
+    return replace(
+        facts,
+        job_id=EVIL,
+        dataset=EVIL,
+        reference=EVIL,
+        result_dataset=EVIL,
+        score_name=EVIL,
+        class_names=[EVIL] * 4,
+        gallery=[replace(item, path=EVIL, label=EVIL) for item in facts.gallery],
+        warnings=[EVIL],
+        notes={EVIL: EVIL},
+        versions={EVIL: EVIL},
+        seconds={EVIL: 1.0},
+        losses={EVIL: FitLosses([1.0])},
+        known_perturbed={EVIL: facts.scores * 9},
+    )
+
+
+def evil_evaluate() -> EvaluateFacts:
+    facts = evaluate_facts()
+    rows = [dict(row) | {"served_reasons": {EVIL: 3}, "attack": EVIL} for row in facts.rows]
+    example = replace(facts.examples[0], attack=EVIL, label=EVIL, before=EVIL, after=EVIL, reason=EVIL)
+    answered = replace(example, answer=EVIL)
+    return replace(
+        facts,
+        model=EVIL,
+        dataset=EVIL,
+        job_id=EVIL,
+        rows=rows,
+        flags=[EVIL, {"flag": EVIL, "raised": False, "measured": {EVIL: EVIL}, "meaning": EVIL}],
+        clean={EVIL: EVIL},
+        examples=[example, answered],
+        warnings=[EVIL],
+        versions={EVIL: EVIL},
+        seconds={EVIL: 2.0},
+        notes={EVIL: [EVIL]},
+    )
