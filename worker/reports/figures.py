@@ -46,7 +46,7 @@ def every_error(facts: SanitiseFacts, found: Findings, alt: str) -> Markup:
     name = "errors"
     panels: list[tuple[str, Floats]] = []
     if len(facts.calibration_scores):
-        panels.append(("Held-out, clean", facts.calibration_scores))
+        panels.append(("Held-out, clean" if facts.reference else "Calibration", facts.calibration_scores))
     panels += [(f"Held-out, {text.visible(kind, 14)}", s) for kind, s in facts.known_perturbed.items() if len(s)]
     with styled(name):
         drawing = new_figure(_WIDTH, 4.4)
