@@ -77,7 +77,7 @@ def _standing(facts: SanitiseFacts, found: Findings) -> str:
         measured = f"{percent(over.value)} of them exceed it (95 % interval {interval(over.low, over.high)})"
         return f"The limit was compared with {source}: {measured}."
     return (
-        f"The rate means: of clean images like those that calibrated it, {percent(facts.alpha)} are flagged by mistake, "
+        f"The rate: of clean images like those that calibrated it, {percent(facts.alpha)} are flagged by mistake, "
         f"on average over calibrations. Calibrated on {source}."
     )
 
