@@ -25,7 +25,7 @@ Batch = tuple[Tensor, ...]
 """What the loss wants; the first axis of the first tensor counts the samples."""
 
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
-"""Mean loss of a batch, a scalar. What it draws (dropout masks, noise) comes from the generator, on the model's device."""
+"""Mean loss of a batch, a scalar. What it draws (masks, noise) comes from the generator, on the model's device."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Float images (n, c, h, w) in [0, 1] to the same, drawing from the generator."""
@@ -45,7 +45,7 @@ class Watch(Protocol):
 class Silent:
     """A watch that asks for nothing."""
 
-    def advance(self, done: int, total: int) -> None:
+    def advance(self, done: int, total: int) -> None:  # noqa: ARG002
         return None
 
 
@@ -72,10 +72,10 @@ class Checkpoints(Protocol):
 class Forgetful:
     """Keeps nothing."""
 
-    def load(self, name: str) -> bytes | None:
+    def load(self, name: str) -> bytes | None:  # noqa: ARG002
         return None
 
-    def save(self, name: str, data: bytes) -> None:
+    def save(self, name: str, data: bytes) -> None:  # noqa: ARG002
         return None
 
 
@@ -109,6 +109,7 @@ class ImageBatches:
     """Batches (x, *targets): x float (b, c, h, w) made from uint8 a batch at a time, a target's rows beside it.
 
     images: uint8 (n, h, w, c), n ≥ 1; targets: arrays (n, …). A share of the images, drawn from `seed`, is held out.
+    samples_an_epoch: a smaller set is repeated until an epoch has about as many.
     Batches differ by at most one image in size, so that none is left with a single image for batch norm.
     """
 
@@ -119,20 +120,22 @@ class ImageBatches:
         spec: FitSpec,
         seed: int,
         augment: Augment | None = None,
+        samples_an_epoch: int = 1,
     ) -> None:
         if len(images) == 0 or any(len(target) != len(images) for target in targets):
             raise ValueError(f"want images and as many targets, not {len(images)} and {[len(t) for t in targets]}")
         order = np.random.default_rng(derive_seed(seed, "validation")).permutation(len(images))
         held_out = min(round(spec.validation_share * len(images)), len(images) - 1)
         self._images, self._targets, self._augment = images, targets, augment
-        self._validation, self._train = np.sort(order[:held_out]), np.sort(order[held_out:])
+        self._validation, once = np.sort(order[:held_out]), np.sort(order[held_out:])
+        self._train = np.tile(once, max(1, round(samples_an_epoch / len(once))))
         self._batch_size = spec.batch_size
 
     @property
     def steps(self) -> int:
         return batch_count(len(self._train), self._batch_size)
 
-    def train(self, epoch: int, rng: torch.Generator) -> Iterator[Batch]:
+    def train(self, epoch: int, rng: torch.Generator) -> Iterator[Batch]:  # noqa: ARG002
         order = torch.randperm(len(self._train), generator=rng, device=rng.device).cpu().numpy()
         for part in np.array_split(self._train[order], self.steps):
             x, *targets = self._batch(part, rng.device)
