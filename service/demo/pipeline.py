@@ -12,9 +12,8 @@ from service.demo.material import Material
 from service.errors import WinnowError
 
 MODEL = "digits-student"
-# The sets are a hundred times smaller than those the defaults are made for: more epochs, and a batch that fits.
+# The set is a hundred times smaller than those the defaults are made for: more epochs, and a batch that fits.
 HARDEN_PARAMS: dict[str, Any] = {
-    "sanitise": {"filter": {"fit": {"epochs": 40}}},
     "distill": {"fit": {"epochs": 20, "batch_size": 64}},
 }
 
