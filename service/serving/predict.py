@@ -81,12 +81,15 @@ class Predictor:
         self.check_alpha(alpha)
         predictions: list[Prediction] = []
         for rows, size in calls(len(images), self.sizes):
-            decision = self._decide(padded(images[rows], size), alpha)
-            predictions += self._told(decision, rows.stop - rows.start)
+            probabilities, scores = self._scores(padded(images[rows], size))
+            predictions += self._told(self._decide(probabilities, scores, alpha), rows.stop - rows.start)
         return predictions
 
-    def _decide(self, images: Images, alpha: float) -> Decision:
-        probabilities, scores = self._scores(images)
+    def _decide(self, probabilities: NDArray[np.float32], scores: NDArray[np.float32] | None, alpha: float) -> Decision:
+        """The decision on two rows or more: on one, numpy adds over the passes in another order, and bits differ."""
+        if probabilities.shape[1] == 1:
+            probabilities = np.repeat(probabilities, 2, axis=1)
+            scores = None if scores is None else np.repeat(scores, 2)
         return decide(probabilities, scores, self._calibration, alpha=alpha)
 
     def _scores(self, images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
@@ -104,12 +107,12 @@ class Predictor:
         probabilities, scores = self._scores(images)
         if not np.allclose(probabilities.sum(axis=-1), 1, atol=1e-3):
             raise ModelFault(f"{STUDENT} answers numbers that are no probabilities: they do not sum to 1.")
-        found = decide(probabilities, scores, self._calibration, alpha=self._calibration.smallest_alpha)
-        each = np.moveaxis(probabilities, 1, 0).reshape(len(images), -1)
-        unsure = found.uncertainty
+        found = self._decide(probabilities, scores, self._calibration.smallest_alpha)
+        n, unsure = len(images), found.uncertainty
         columns: list[NDArray[Any]] = [found.p_value, unsure.entropy, unsure.mutual_information, unsure.kl]
-        columns += [] if scores is None else [scores]
-        return np.concatenate([each, unsure.mean_probabilities, np.stack(columns, axis=1)], axis=1, dtype=np.float64)
+        rows = np.column_stack([*columns, unsure.mean_probabilities])[:n]
+        each = np.moveaxis(probabilities, 1, 0).reshape(n, -1)
+        return np.column_stack([rows, each] if scores is None else [rows, each, scores])
 
     def _told(self, decision: Decision, count: int) -> list[Prediction]:
         unsure = decision.uncertainty

@@ -117,7 +117,7 @@ class Runtime:
     def open(self, model: bytes, *, name: str, inputs: Sequence[str], output: str) -> Network:
         """Raises ModelFault unless `model` has exactly these inputs and this output; CudaMissing where strict."""
         try:
-            session = ort.InferenceSession(model, self._options(), providers=list(self.plan.providers))
+            session = ort.InferenceSession(model, self.options(), providers=list(self.plan.providers))
         except RUNTIME_ERRORS as error:
             raise ModelFault(f"{name} is not a graph that this ONNX Runtime can open ({first_line(error)}).") from error
         network = Network(session, name)
@@ -132,7 +132,7 @@ class Runtime:
             )
         return network
 
-    def _options(self) -> Any:
+    def options(self) -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
