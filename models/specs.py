@@ -32,7 +32,7 @@ class FitSpec(Spec):
 
 
 class ImageSpec(Spec):
-    """Working resolution of a dataset version. None: the native size where all images agree and it is at most 64, else 64."""
+    """Working resolution of a version. None: the native size where all images agree and it is at most 64, else 64."""
 
     size: Annotated[int, Field(ge=8, le=256)] | None = Field(None, description="height and width in pixels")
     channels: Literal[1, 3] | None = Field(None, description="None: 1 where every image is grey, else 3")
@@ -130,7 +130,7 @@ CALIBRATION_RULES = ("false_quarantine_rate", "threshold", "infer_threshold")
 
 
 class SanitiseSpec(Spec):
-    """Parameters of a sanitise job. `preset` fills what is not given; one calibration rule given here replaces the preset's."""
+    """Parameters of a sanitise job. `preset` fills what is not given; a calibration rule given replaces the preset's."""
 
     preset: Literal["residual", "badjie"] = "residual"
     filter: FilterSpec = ResidualSpec()
@@ -171,13 +171,17 @@ class ClassifierSpec(Spec):
     width: Annotated[int, Field(ge=4, le=256)] = 16
     hidden: Annotated[int, Field(ge=8, le=4096)] = 256
     dropout: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    augment: bool = Field(True, description="small rotations, shifts, scalings and light changes while training; no flips")
+    augment: bool = Field(
+        True, description="small rotations, shifts, scalings and light changes while training; no flips"
+    )
 
 
 class AbstentionSpec(Spec):
     """How the served model decides to answer null."""
 
-    alpha: Probability = Field(0.01, description="share of clean inputs that may be refused, unless the request says otherwise")
+    alpha: Probability = Field(
+        0.01, description="share of clean inputs that may be refused, unless the request says otherwise"
+    )
     mc_passes: Annotated[int, Field(ge=2, le=256)] = 32
     holdout_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.1, description="share of the set held out to calibrate, where no reference is given"
@@ -190,7 +194,9 @@ class DistillSpec(Spec):
     temperature: Annotated[float, Field(ge=1, le=1000)] = 5.0
     teacher: ClassifierSpec = ClassifierSpec()
     student: ClassifierSpec = ClassifierSpec()
-    fit: FitSpec = FitSpec(epochs=8, batch_size=128, optimizer="adamw", peak_lr=4e-3, weight_decay=0.02, validation_share=0.0)
+    fit: FitSpec = FitSpec(
+        epochs=8, batch_size=128, optimizer="adamw", peak_lr=4e-3, weight_decay=0.02, validation_share=0.0
+    )
     abstention: AbstentionSpec = AbstentionSpec()
     max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = Field(
         0.03, description="refuse to register a student this much less accurate than its teacher on the held-out images"
@@ -199,7 +205,7 @@ class DistillSpec(Spec):
 
 
 class EvaluateSpec(Spec):
-    """Parameters of an evaluate job: FGSM, I-FGSM (Badjie's settings) and PGD with the margin loss, against the student."""
+    """Parameters of an evaluate job: FGSM and I-FGSM with Badjie's settings, and PGD with the margin loss."""
 
     eps_linf: EpsLinf = 0.01
     step_linf: EpsLinf = 0.01

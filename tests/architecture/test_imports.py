@@ -10,7 +10,9 @@ import pytest
 
 @pytest.mark.parametrize("module", ["service.app", "service.cli", "service.client", "service.embedded.stack"])
 def test_the_gateway_and_the_command_line_load_no_torch(module: str) -> None:
-    script = f"import sys, {module}; print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'worker', 'onnx')))"
+    script = (
+        f"import sys, {module}; print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'worker', 'onnx')))"
+    )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -22,6 +24,11 @@ def test_the_worker_process_loads_no_torch_before_it_forks() -> None:
 
 
 def test_import_contracts_hold() -> None:
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"]
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+        "--no-cache",
+    ]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout

@@ -109,7 +109,10 @@ def test_a_giant_is_refused_by_its_header() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=200), st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"II*\x00", b"RIFF", b""]))
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"II*\x00", b"RIFF", b""]),
+)
 def test_garbage_is_rejected_and_nothing_else_is_raised(garbage: bytes, magic: bytes) -> None:
     with pytest.raises(ImageRejected):
         decode_image(magic + garbage, size=8, channels=3)

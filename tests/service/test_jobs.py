@@ -192,7 +192,11 @@ def step(database: Database, parent_id: str) -> Job:
 
 
 def test_harden_makes_each_step_from_the_one_before(database: Database, hardening: str) -> None:
-    results = [{"dataset": "signs@2", "counts": {}}, {"model": "m@1", "metrics": {"a": 1}}, {"model": "m@1", "metrics": {"b": 2}}]
+    results = [
+        {"dataset": "signs@2", "counts": {}},
+        {"model": "m@1", "metrics": {"a": 1}},
+        {"model": "m@1", "metrics": {"b": 2}},
+    ]
     for kind, result in zip(harden.STEPS, results, strict=True):
         job = step(database, hardening)
         assert (job.type, job.state) == (kind, JobState.QUEUED)
@@ -201,7 +205,11 @@ def test_harden_makes_each_step_from_the_one_before(database: Database, hardenin
     parent = state_of(database, hardening)
     assert parent.state == JobState.SUCCEEDED
     assert parent.result is not None
-    assert (parent.result["dataset"], parent.result["model"], parent.result["evaluation"]) == ("signs@2", "m@1", {"b": 2})
+    assert (parent.result["dataset"], parent.result["model"], parent.result["evaluation"]) == (
+        "signs@2",
+        "m@1",
+        {"b": 2},
+    )
     assert set(parent.result["jobs"]) == set(harden.STEPS)
     with database.session() as session:
         steps = harden.steps_of(session, hardening)

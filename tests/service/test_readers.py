@@ -52,7 +52,11 @@ def refused(file: io.BytesIO, limits: Limits = LIMITS) -> str:
 def test_class_folders_in_the_order_of_their_names() -> None:
     upload = open_upload(zipped({"b/2.png": png(2), "a/1.png": png(1), "b/1.png": png(3)}), LIMITS)
     assert upload.classes == ["a", "b"]
-    assert [(sample.path, sample.label) for sample in upload.samples()] == [("a/1.png", 0), ("b/1.png", 1), ("b/2.png", 1)]
+    assert [(sample.path, sample.label) for sample in upload.samples()] == [
+        ("a/1.png", 0),
+        ("b/1.png", 1),
+        ("b/2.png", 1),
+    ]
     assert upload.layout().common_size == (8, 8)
     assert upload.layout().grey
 
@@ -140,7 +144,9 @@ def test_npz_by_each_of_its_names(images: str, labels: str) -> None:
 
 
 def test_npz_of_grey_images_and_groups() -> None:
-    upload = open_upload(npz(images=np.zeros((3, 8, 8), np.uint8), labels=np.arange(3), groups=np.array([7, 7, 9])), LIMITS)
+    upload = open_upload(
+        npz(images=np.zeros((3, 8, 8), np.uint8), labels=np.arange(3), groups=np.array([7, 7, 9])), LIMITS
+    )
     assert [sample.group for sample in upload.samples()] == ["7", "7", "9"]
     assert upload.layout().grey
 

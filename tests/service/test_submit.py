@@ -15,7 +15,9 @@ from tests.service.conftest import MakeDataset
 TWO = {"a": 100, "b": 100}
 
 
-def ask(database: Database, kind: str, params: dict[str, Any] | None = None, key: str | None = None, **inputs: str) -> str:
+def ask(
+    database: Database, kind: str, params: dict[str, Any] | None = None, key: str | None = None, **inputs: str
+) -> str:
     with database.transaction() as session:
         return submit.submit(session, submit.Request(kind, inputs, params or {}, key), max_attempts=3).id
 
@@ -32,7 +34,13 @@ def sets(make_dataset: MakeDataset) -> dict[str, str]:
 
 
 def test_harden_is_queued_with_its_first_step(database: Database, sets: dict[str, str]) -> None:
-    job_id = ask(database, "harden", {"sanitise": {"false_quarantine_rate": 0.05}, "distill": {"abstention": {"alpha": 0.05}}}, model="m", **sets)
+    job_id = ask(
+        database,
+        "harden",
+        {"sanitise": {"false_quarantine_rate": 0.05}, "distill": {"abstention": {"alpha": 0.05}}},
+        model="m",
+        **sets,
+    )
     with database.session() as session:
         (step,) = steps_of(session, job_id)
         assert step.type == "sanitise"
@@ -40,7 +48,9 @@ def test_harden_is_queued_with_its_first_step(database: Database, sets: dict[str
         assert step.params["filter"]["kind"] == "residual"
 
 
-def test_a_reference_too_small_for_alpha_names_the_smallest_it_can_promise(database: Database, sets: dict[str, str]) -> None:
+def test_a_reference_too_small_for_alpha_names_the_smallest_it_can_promise(
+    database: Database, sets: dict[str, str]
+) -> None:
     error = refusal(database, "sanitise", {"false_quarantine_rate": 0.005}, **sets)
     assert error.code == "alpha_too_small"
     assert error.details["smallest"] == pytest.approx(1 / 121)
@@ -48,7 +58,9 @@ def test_a_reference_too_small_for_alpha_names_the_smallest_it_can_promise(datab
     assert ask(database, "sanitise", {"false_quarantine_rate": 0.01}, **sets)
 
 
-def test_a_reference_of_another_shape_says_how_to_upload_it(database: Database, sets: dict[str, str], make_dataset: MakeDataset) -> None:
+def test_a_reference_of_another_shape_says_how_to_upload_it(
+    database: Database, sets: dict[str, str], make_dataset: MakeDataset
+) -> None:
     other = make_dataset("other", TWO, (16, 16, 3))
     error = refusal(database, "sanitise", dataset=sets["dataset"], reference=other)
     assert error.code == "shape_mismatch"
@@ -56,8 +68,12 @@ def test_a_reference_of_another_shape_says_how_to_upload_it(database: Database, 
     assert "channels=1" in error.message
 
 
-def test_a_reference_with_other_classes_names_them(database: Database, sets: dict[str, str], make_dataset: MakeDataset) -> None:
-    error = refusal(database, "sanitise", dataset=sets["dataset"], reference=make_dataset("other", {"a": 100, "z": 100}))
+def test_a_reference_with_other_classes_names_them(
+    database: Database, sets: dict[str, str], make_dataset: MakeDataset
+) -> None:
+    error = refusal(
+        database, "sanitise", dataset=sets["dataset"], reference=make_dataset("other", {"a": 100, "z": 100})
+    )
     assert error.code == "class_mismatch"
     assert "z" in error.message
 
@@ -67,7 +83,9 @@ def test_a_reference_may_lack_a_class(database: Database, make_dataset: MakeData
     assert ask(database, "sanitise", dataset=many, reference=make_dataset("few", {"a": 150, "c": 150}))
 
 
-def test_a_class_with_one_image_is_refused_by_name(database: Database, sets: dict[str, str], make_dataset: MakeDataset) -> None:
+def test_a_class_with_one_image_is_refused_by_name(
+    database: Database, sets: dict[str, str], make_dataset: MakeDataset
+) -> None:
     lonely = make_dataset("lonely", {"a": 200, "b": 1})
     assert refusal(database, "sanitise", dataset=sets["dataset"], reference=lonely).code == "class_too_small"
     error = refusal(database, "distill", dataset=lonely, model="m")
@@ -99,7 +117,9 @@ def test_abstention_that_cannot_be_promised_is_refused(database: Database, sets:
         ({"preset": "nonesuch"}, "params.preset"),
     ],
 )
-def test_wrong_parameters_are_named(database: Database, sets: dict[str, str], params: dict[str, Any], field: str) -> None:
+def test_wrong_parameters_are_named(
+    database: Database, sets: dict[str, str], params: dict[str, Any], field: str
+) -> None:
     error = refusal(database, "sanitise", params, **sets)
     assert error.code == "invalid_params"
     assert isinstance(error.details["errors"], list)

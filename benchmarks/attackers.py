@@ -1,0 +1,96 @@
+"""Attackers' networks, of architectures that no filter is trained on, and the poison they make."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from models.attacks.gradient import fgsm, ifgsm, to_8bit
+from models.images import to_float, to_uint8
+
+EPS_LINF, STEP_LINF, STEPS = 0.01, 0.01, 10
+BATCH = 256
+
+
+class PatchMixer(nn.Module):
+    """4×4 patches, mixed across places and channels in turn by small perceptrons (Tolstikhin et al. 2021)."""
+
+    def __init__(self, channels: int, size: int, classes: int, width: int = 96, depth: int = 3) -> None:
+        super().__init__()
+        places = (size // 4) ** 2
+        self.embed = nn.Conv2d(channels, width, 4, 4)
+        self.across = nn.ModuleList(
+            nn.Sequential(nn.Linear(places, 96), nn.GELU(), nn.Linear(96, places)) for _ in range(depth)
+        )
+        self.within = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 192), nn.GELU(), nn.Linear(192, width)) for _ in range(depth)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * depth))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        for depth, (across, within) in enumerate(zip(self.across, self.within, strict=True)):
+            tokens = tokens + across(self.norms[2 * depth](tokens).transpose(1, 2)).transpose(1, 2)
+            tokens = tokens + within(self.norms[2 * depth + 1](tokens))
+        return self.head(tokens.mean(1))
+
+
+class WideBranches(nn.Module):
+    """Parallel 1×1, 3×3 and 5×5 convolutions with batch norm, twice, then pooling (after Szegedy et al. 2015)."""
+
+    def __init__(self, channels: int, classes: int, width: int = 16) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(nn.Conv2d(channels, width, k, 2, k // 2) for k in (1, 3, 5))
+        self.second = nn.ModuleList(nn.Conv2d(3 * width, 2 * width, k, 2, k // 2) for k in (1, 3, 5))
+        self.norms = nn.ModuleList((nn.BatchNorm2d(3 * width), nn.BatchNorm2d(6 * width)))
+        self.head = nn.Linear(6 * width * 4, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for norm, branches in zip(self.norms, (self.first, self.second), strict=True):
+            x = F.silu(norm(torch.cat([branch(x) for branch in branches], 1)))
+        return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+def train(
+    network: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64], *, epochs: int, seed: int
+) -> nn.Module:
+    rng = torch.Generator().manual_seed(seed)
+    steps = epochs * -(-len(images) // BATCH)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    network.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images), generator=rng).split(BATCH):
+            loss = F.cross_entropy(network(to_float(images[rows.numpy()])), torch.from_numpy(labels[rows.numpy()]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def perturb(network: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64], attack: str) -> NDArray[np.uint8]:
+    """Attacked copies, rounded to 8 bits as any image file is."""
+    found = np.empty_like(images)
+    for start in range(0, len(images), BATCH):
+        here = slice(start, start + BATCH)
+        x, y = to_float(images[here]), torch.from_numpy(labels[here])
+        if attack == "fgsm":
+            x_adv = fgsm(network, x, y, eps_linf=EPS_LINF)
+        else:
+            x_adv = ifgsm(network, x, y, eps_linf=EPS_LINF, step_linf=STEP_LINF, steps=STEPS)
+        found[here] = to_uint8(to_8bit(x_adv))
+    return found
+
+
+def accuracy(network: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
+    right = 0
+    with torch.no_grad():
+        for start in range(0, len(images), BATCH):
+            logits = network(to_float(images[start : start + BATCH]))
+            right += int((logits.argmax(1).numpy() == labels[start : start + BATCH]).sum())
+    return right / len(images)

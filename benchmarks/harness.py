@@ -1,0 +1,99 @@
+"""What every benchmark shares: rows of claims, the machine they were measured on, the table, the JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """One claim: what was wanted, what was measured, with its 95 % interval where it has one."""
+
+    claim: str
+    wanted: str
+    measured: float
+    low: float | None
+    high: float | None
+    n: int | None
+    unit: str
+    holds: bool
+
+
+def row(
+    claim: str,
+    wanted: str,
+    measured: float,
+    holds: bool,
+    *,
+    interval: tuple[float, float] | None = None,
+    n: int | None = None,
+    unit: str = "",
+) -> ClaimRow:
+    low, high = interval or (None, None)
+    return ClaimRow(claim, wanted, float(measured), low, high, n, unit, bool(holds))
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnxruntime": version("onnxruntime-gpu"),
+    }
+
+
+def report(name: str, rows: list[ClaimRow], seconds: float, *, quick: bool, extra: dict[str, Any]) -> int:
+    """Print the table, write the file (unless quick), return the exit status: 0 where every claim holds."""
+    print_table(rows)
+    document = {
+        "name": name,
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "commit": _commit(),
+        "machine": machine(),
+        "seconds": round(seconds, 1),
+        "rows": [asdict(each) for each in rows],
+        **extra,
+    }
+    if not quick:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    return 0 if all(each.holds for each in rows) else 1
+
+
+def print_table(rows: list[ClaimRow]) -> None:
+    width = max(len(each.claim) for each in rows)
+    for each in rows:
+        interval = "" if each.low is None or each.high is None else f" [{each.low:.4f}, {each.high:.4f}]"
+        count = "" if each.n is None else f" n={each.n}"
+        mark = "holds" if each.holds else "FAILS"
+        print(
+            f"{each.claim:<{width}}  {each.measured:>10.4f}{interval}{count} {each.unit}  {mark}: wanted {each.wanted}"
+        )
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
+    return found.stdout.strip()
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

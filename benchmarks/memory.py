@@ -1,0 +1,71 @@
+"""Peak resident memory of a process and all its descendants, by process."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+LOOK_EVERY_SECONDS = 0.5
+
+
+class PeakMemory:
+    """Looks at /proc while the block runs; `peak_mib` is of the largest single process."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.by_process: dict[str, float] = {}
+
+    @property
+    def peak_mib(self) -> float:
+        return max(self.by_process.values(), default=0.0)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_EVERY_SECONDS):
+            for pid in descendants(self._root):
+                name, peak = status(pid)
+                self.by_process[name] = max(self.by_process.get(name, 0.0), peak)
+
+
+def descendants(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it ended while we looked
+            continue
+        children.setdefault(int(fields[1]), []).append(int(folder.name))
+    found, todo = [], [root]
+    while todo:
+        pid = todo.pop()
+        found.append(pid)
+        todo += children.get(pid, [])
+    return found
+
+
+def status(pid: int) -> tuple[str, float]:
+    """(name, peak resident MiB)."""
+    try:
+        lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
+        command = (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return "gone", 0.0
+    peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+    part = next(
+        (name for name in ("service.embedded", "-m worker", "-m service", "valkey", "redis") if name in command),
+        "other",
+    )
+    return f"{part} {pid}", peak / 1024

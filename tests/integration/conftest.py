@@ -1,0 +1,82 @@
+"""One embedded stack for the whole session: real broker, real worker, real gateway, and real handwritten digits."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from service.client import Job, WinnowClient
+from service.embedded.running import RunningStack, running_stack
+
+# Small enough for seconds, and still the real thing.
+FAST_FILTER: dict[str, Any] = {
+    "false_quarantine_rate": 0.05,
+    "filter": {"width": 12, "fit": {"epochs": 2}},
+    "perturbation": {"steps": 4, "surrogates": 1},
+}
+FAST_DISTILL: dict[str, Any] = {
+    "fit": {"epochs": 3, "batch_size": 64},
+    "teacher": {"width": 4, "hidden": 32},
+    "student": {"width": 4, "hidden": 32},
+    "abstention": {"alpha": 0.05, "mc_passes": 8},
+    "max_accuracy_loss": 1.0,
+}
+FAST_EVALUATE: dict[str, Any] = {"max_images": 40, "pgd_steps": 3, "pgd_restarts": 1, "steps": 3}
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Handwritten digits at 28×28."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def npz(self, rows: slice) -> io.BytesIO:
+        buffer = io.BytesIO()
+        np.savez(buffer, images=self.images[rows], labels=self.labels[rows])
+        buffer.seek(0)
+        return buffer
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    told = load_digits()
+    small = (told.images * 255 / 16).round().astype(np.uint8)
+    images = np.stack(
+        [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in small]
+    )
+    return Digits(images, told.target.astype(np.int64))
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(stack: RunningStack) -> Iterator[WinnowClient]:
+    with WinnowClient(stack.url, stack.key) as opened:
+        yield opened
+
+
+def finished(client: WinnowClient, job: Job, *, state: str = "succeeded", timeout_s: float = 120) -> Job:
+    done = client.wait(job.id, timeout_s=timeout_s)
+    assert done.state == state, done
+    return done
+
+
+@pytest.fixture(scope="session")
+def sets(client: WinnowClient, digits: Digits) -> dict[str, str]:
+    """References of the trusted, the candidate and the test set."""
+    parts = {"trusted": slice(0, 240), "signs": slice(240, 640), "test": slice(640, 840)}
+    jobs = {name: client.upload_dataset(name, digits.npz(rows)) for name, rows in parts.items()}
+    return {name: (finished(client, job).result or {})["dataset"] for name, job in jobs.items()}

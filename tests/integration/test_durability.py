@@ -1,0 +1,124 @@
+"""A worker that is killed, and a job that is cancelled, in the middle of the real thing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.client import Job, WinnowClient
+from service.embedded.running import RunningStack
+from service.embedded.state import read_state
+from tests.integration.conftest import FAST_FILTER, finished
+
+PARAMS: dict[str, Any] = {**FAST_FILTER, "filter": {"width": 24, "fit": {"epochs": 6}}}
+
+
+def wait_for_phase(client: WinnowClient, job: Job, phase: str, timeout_s: float = 60) -> Job:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        seen = client.job(job.id)
+        if seen.progress.phase == phase and seen.state == "running":
+            return seen
+        assert seen.state in ("queued", "running"), seen
+        time.sleep(0.05)
+    raise TimeoutError(f"the job never came to {phase}")
+
+
+def worker_pids(stack: RunningStack) -> tuple[int, int]:
+    """(the worker, its child that computes)."""
+    state = read_state(stack.home)
+    assert state is not None
+    parent = state.parts["worker"]
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return parent, int(children[-1])
+
+
+def decided(client: WinnowClient, job: Job) -> list[tuple[int, str, float | None, dict[str, float]]]:
+    return [(row.index, row.verdict, row.p_value, row.scores) for row in client.verdicts(job.id)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(client: WinnowClient, sets: dict[str, str]) -> list[Any]:
+    job = client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=PARAMS)
+    return decided(client, finished(client, job))
+
+
+@pytest.mark.parametrize("victim", ["child", "worker"])
+def test_a_killed_worker_costs_neither_the_job_nor_a_verdict(
+    stack: RunningStack, client: WinnowClient, sets: dict[str, str], undisturbed: list[Any], victim: str
+) -> None:
+    job = client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=PARAMS)
+    wait_for_phase(client, job, "denoiser")
+    parent, child = worker_pids(stack)
+    os.kill(child if victim == "child" else parent, signal.SIGKILL)
+    killed_at = time.monotonic()
+    while client.job(job.id).attempt < 2:
+        assert time.monotonic() - killed_at < 15, client.job(job.id)
+        time.sleep(0.05)
+    done = finished(client, job)
+    assert done.attempt == 2
+    assert decided(client, job) == undisturbed
+
+
+def test_cancel_ends_a_running_job_soon_and_leaves_nothing(
+    stack: RunningStack, client: WinnowClient, sets: dict[str, str]
+) -> None:
+    params = {**PARAMS, "filter": {"width": 24, "fit": {"epochs": 100}}}
+    job = client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=params)
+    wait_for_phase(client, job, "denoiser")
+    client.cancel(job.id)
+    asked_at = time.monotonic()
+    done = finished(client, job, state="cancelled", timeout_s=20)
+    assert time.monotonic() - asked_at < 5
+    assert done.result is None
+    written = [path for path in (stack.home / "storage").rglob("*") if path.is_file() and f"{job.id}-" in str(path)]
+    assert written == []
+
+
+def test_a_worker_that_is_stopped_gives_its_job_back(
+    stack: RunningStack, client: WinnowClient, sets: dict[str, str], undisturbed: list[Any]
+) -> None:
+    job = client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=PARAMS)
+    wait_for_phase(client, job, "denoiser")
+    parent, _ = worker_pids(stack)
+    os.kill(parent, signal.SIGTERM)
+    done = finished(client, job)
+    assert done.attempt == 2
+    assert decided(client, job) == undisturbed
+
+
+def test_nothing_of_this_stack_swallows_cpu_when_idle(stack: RunningStack) -> None:
+    state = read_state(stack.home)
+    assert state is not None
+    pids = [state.pid, *state.parts.values()]
+
+    def ticks() -> int:
+        return sum(
+            sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) for pid in pids
+        )
+
+    before, began = ticks(), time.monotonic()
+    time.sleep(3)
+    seconds = (ticks() - before) / os.sysconf("SC_CLK_TCK")
+    assert seconds / (time.monotonic() - began) < 0.15
+
+
+def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
+    from service.embedded.running import running_stack
+
+    with running_stack(tmp_path / "home") as running:
+        state = read_state(running.home)
+        assert state is not None
+        pids = list(state.parts.values())
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(timeout=30) == 0
+    left = subprocess.run(
+        ["ps", "-o", "pid=", "-p", ",".join(map(str, pids))], capture_output=True, text=True, check=False
+    )
+    assert left.stdout.strip() == ""
