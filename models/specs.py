@@ -130,7 +130,7 @@ CALIBRATION_RULES = ("false_quarantine_rate", "threshold", "infer_threshold")
 
 
 class SanitiseSpec(Spec):
-    """Parameters of a sanitise job. `preset` fills what is not given; a calibration rule given replaces the preset's."""
+    """Parameters of a sanitise job. `preset` fills what is not given; a rule given replaces the preset's."""
 
     preset: Literal["residual", "badjie"] = "residual"
     filter: FilterSpec = ResidualSpec()
