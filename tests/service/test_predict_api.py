@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import io
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +15,17 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from PIL import Image
-from tiny_model import ALPHA, CLASSES, bundle_files, calibration, clean_images, grey_images, publish_version
+from tiny_model import (
+    ALPHA,
+    CLASSES,
+    bundle_files,
+    calibration,
+    clean_images,
+    grey_images,
+    npz_of,
+    png_of,
+    publish_version,
+)
 
 from service.app import create_app
 from service.auth import ensure_admin_key
@@ -61,18 +69,6 @@ def client(app: FastAPI, settings: Settings) -> Iterator[httpx.Client]:
     finally:
         server.should_exit = True
         thread.join(timeout=10)
-
-
-def npz_of(images: np.ndarray[Any, Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images)
-    return buffer.getvalue()
-
-
-def png_of(image: np.ndarray[Any, Any]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def predictions(answer: httpx.Response) -> list[dict[str, Any]]:

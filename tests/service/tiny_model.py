@@ -6,6 +6,7 @@ A clean image is mostly of one colour. One that is grey is uncertain; one with s
 from __future__ import annotations
 
 import functools
+import io
 import secrets
 from typing import Any
 
@@ -14,6 +15,7 @@ import onnx
 import orjson
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from models.abstention import calibrate_abstention
 from service.db import Database
@@ -56,6 +58,18 @@ def striped_images(count: int, seed: int) -> Images:
     images[:, :, ::2] += 40
     striped: Images = np.clip(images, 0, 255).astype(np.uint8)
     return striped
+
+
+def npz_of(images: Images) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images)
+    return buffer.getvalue()
+
+
+def png_of(image: Images) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @functools.cache
