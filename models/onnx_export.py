@@ -65,7 +65,7 @@ def export_detector(detector: Detector, image_shape: ImageShape) -> bytes:
 
 
 def check_parity(onnx: bytes, inputs: Arrays, expected: Arrays, *, atol: float) -> float:
-    """Run the graph on the CPU and compare its outputs with what torch computed (on the CPU: TF32 is further off).
+    """Run the graph on the CPU and compare its outputs with what torch computed, in full float32.
 
     Returns the largest |difference| / max(1, |expected|) over floating outputs. Whole numbers, which are rounded
     pixels, may differ by one where a value lies on the edge between two, and are not in the result.

@@ -8,7 +8,7 @@ import torch
 
 from models.attacks.gradient import evaluating
 from models.classifiers import Classifier
-from models.device import device_of
+from models.device import device_of, exact_convolutions
 from models.images import Images, check_images, chunks, to_float
 from models.training import Silent, Watch
 
@@ -30,7 +30,7 @@ def mc_probabilities(
     watch, device = watch or Silent(), device_of(model)
     probabilities = np.empty((len(masks), len(images), model.num_classes), dtype=np.float32)
     masks_kd = torch.from_numpy(masks).to(device)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), exact_convolutions():
         for rows in chunks(len(images), BATCH_SIZE):
             logits = model.head(model.trunk(to_float(images[rows], device)), masks_kd)
             probabilities[:, rows] = logits.softmax(dim=-1).cpu().numpy()

@@ -1,0 +1,198 @@
+"""Robustness rows against models whose answer under attack is known by hand, and the flags of gradient masking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from models.abstention import calibrate_abstention, dropout_masks
+from models.calibration import wilson_interval
+from models.classifiers import Classifier
+from models.distillation import distill
+from models.images import Images
+from models.robustness import Robustness, accuracy_under_attack, guard
+from models.specs import ClassifierSpec, DistillSpec, EvaluateSpec, FitSpec
+from models.training import Forgetful, Silent, Stopped
+from models.uncertainty import mc_probabilities
+
+EPS = 4 / 255  # a whole number of levels, so that rounding to 8 bits changes nothing
+SPEC = EvaluateSpec(eps_linf=EPS, step_linf=EPS, steps=4, pgd_steps=10, pgd_restarts=1, max_images=500)
+LABEL_ZERO = np.zeros(400, dtype=np.int64)
+
+
+class OfMean(nn.Module):
+    """Two classes, decided by a function of the image's mean; wrong where the function is positive."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def wrong_by(self, mean: Tensor) -> Tensor:
+        return mean - 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        wrong = self.scale * self.wrong_by(x.mean((1, 2, 3)))
+        return torch.stack((torch.zeros_like(wrong), wrong), dim=1)
+
+
+class Hill(OfMean):
+    """The loss rises from the grey level 100 to a summit that is wrong, and falls beyond: steps of ε jump over it."""
+
+    def wrong_by(self, mean: Tensor) -> Tensor:
+        return 0.25 * EPS**2 - (mean - 100 / 255 - 0.6 * EPS) ** 2
+
+
+def greys(levels: np.ndarray) -> Images:
+    return np.broadcast_to(levels.astype(np.uint8)[:, None, None, None], (len(levels), 8, 8, 1)).copy()
+
+
+@dataclass
+class Counter:
+    """Remembers what it was told; stops where asked."""
+
+    stop_after: int = 10**9
+    calls: list[tuple[int, int]] = field(default_factory=list)
+
+    def advance(self, done: int, total: int) -> None:
+        self.calls.append((done, total))
+        if len(self.calls) > self.stop_after:
+            raise Stopped
+
+
+def rows_of(result: Robustness) -> dict[str, dict[str, float]]:
+    return {row["attack"]: row for row in result.to_json()["rows"]}
+
+
+def raised(result: Robustness) -> set[str]:
+    return {sign["flag"] for sign in result.masking if sign["raised"]}
+
+
+def test_rows_of_a_linear_model_are_what_can_be_counted_by_hand() -> None:
+    """Grey level g is right up to 127; any attack that works adds 4 levels and so turns exactly 124 … 127."""
+    levels = np.arange(400) % 200 + 20
+    watch = Counter()
+    result = accuracy_under_attack(OfMean(), greys(levels), LABEL_ZERO, SPEC, watch=watch)
+    rows = rows_of(result)
+    before, after = int((levels <= 127).sum()), int((levels <= 123).sum())
+    assert list(rows) == ["none", "fgsm", "ifgsm", "pgd-margin"]
+    assert rows["none"]["accuracy"] == before / 400
+    assert rows["none"]["attack_success"] == rows["none"]["mean_linf"] == rows["none"]["mean_l2"] == 0
+    for name in ("fgsm", "ifgsm", "pgd-margin"):
+        row = rows[name]
+        assert row["n"] == 400
+        assert row["accuracy"] == after / 400
+        assert (row["low"], row["high"]) == wilson_interval(after, 400)
+        assert row["attack_success"] == pytest.approx((before - after) / before)
+        assert (row["success_low"], row["success_high"]) == wilson_interval(before - after, before)
+        assert row["success_n"] == before
+    for name in ("fgsm", "ifgsm"):
+        assert rows[name]["mean_linf"] == pytest.approx(EPS, abs=1e-6)
+        assert rows[name]["mean_l2"] == pytest.approx(8 * EPS, abs=1e-6)
+    assert not raised(result)
+    assert watch.calls[-1] == (400 * (1 + 1 + 4 + 10), 400 * (1 + 1 + 4 + 10))
+    assert [done for done, _ in watch.calls] == sorted({done for done, _ in watch.calls})
+
+
+def test_a_saturated_softmax_is_called_gradient_masking() -> None:
+    levels = np.arange(400) % 100 + 20
+    result = accuracy_under_attack(OfMean(scale=1e5), greys(levels), LABEL_ZERO, SPEC, watch=Silent())
+    rows = rows_of(result)
+    assert rows["ifgsm"]["attack_success"] == 0, "the loss has no gradient"
+    assert "zero_gradients" in raised(result)
+    near = accuracy_under_attack(OfMean(scale=1e5), greys(levels % 4 + 124), LABEL_ZERO, SPEC, watch=Silent())
+    assert rows_of(near)["pgd-margin"]["accuracy"] == 0, "the margin has one"
+    assert raised(near) >= {"zero_gradients", "cross_entropy_far_behind_margin"}
+
+
+def test_an_iterative_attack_that_does_less_than_one_step_is_flagged() -> None:
+    result = accuracy_under_attack(Hill(), greys(np.full(60, 100)), LABEL_ZERO[:60], SPEC, watch=Silent())
+    rows = rows_of(result)
+    assert (rows["fgsm"]["accuracy"], rows["ifgsm"]["accuracy"]) == (0, 1)
+    assert "iterative_weaker_than_single_step" in raised(result)
+
+
+def test_at_most_max_images_are_drawn_by_the_seed() -> None:
+    images = greys(np.arange(400) % 200 + 20)
+    few = SPEC.model_copy(update={"max_images": 70})
+    first, again, other = (
+        accuracy_under_attack(OfMean(), images, LABEL_ZERO, spec, watch=Silent()).to_json()
+        for spec in (few, few, few.model_copy(update={"seed": 1}))
+    )
+    assert first == again
+    assert first["rows"][0]["n"] == 70
+    assert first["rows"][0]["accuracy"] != other["rows"][0]["accuracy"]
+
+
+def test_the_watch_stops_it_within_a_batch() -> None:
+    watch = Counter(stop_after=2)
+    with pytest.raises(Stopped):
+        accuracy_under_attack(OfMean(), greys(np.arange(400)), LABEL_ZERO, SPEC, watch=watch)
+    assert len(watch.calls) == 3
+
+
+def test_images_without_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match="labels"):
+        accuracy_under_attack(OfMean(), greys(np.arange(5)), LABEL_ZERO, SPEC, watch=Silent())
+    with pytest.raises(ValueError, match="at least one"):
+        accuracy_under_attack(OfMean(), greys(np.arange(0)), LABEL_ZERO[:0], SPEC, watch=Silent())
+
+
+Digits = tuple[Classifier, Images, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    """A student, and images it was not trained on."""
+    data = load_digits()
+    images = np.round(data.images * 255 / 16).astype(np.uint8)[..., None]
+    labels = data.target.astype(np.int64)
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, rest = order[:1000], order[1000:]
+    network = ClassifierSpec(width=8, hidden=64)
+    spec = DistillSpec(teacher=network, student=network, fit=FitSpec(epochs=3, batch_size=32, peak_lr=4e-3))
+    watch = Silent()
+    done = distill(
+        images[train], labels[train], spec, num_classes=10, watch_for=lambda _: watch, checkpoints=Forgetful()
+    )
+    return done.student, images[rest], labels[rest]
+
+
+def off_the_scanner(images: Images) -> np.ndarray:
+    """Pixels that are none of the 17 levels a scanned digit has: a detector that no small perturbation gets past."""
+    return (~np.isin(images, np.round(np.arange(17) * 255 / 16))).mean(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("detected", [True, False])
+def test_what_the_served_model_makes_of_attacked_digits(digits: Digits, detected: bool) -> None:
+    student, images, labels = digits
+    masks = dropout_masks(8, student.feature_dim, 0.5, seed=0)
+    held, score = slice(0, 400), off_the_scanner if detected else None
+    calibration = calibrate_abstention(
+        mc_probabilities(student, images[held], masks),
+        labels[held],
+        score(images[held]) if score else None,
+        seed=0,
+    )
+    answer = guard(student, masks, calibration, score, alpha=0.05)
+    spec = EvaluateSpec(eps_linf=0.1, step_linf=0.03, steps=5, pgd_steps=10, pgd_restarts=1, max_images=300)
+    modes = student.training
+    rows = rows_of(accuracy_under_attack(student, images[400:], labels[400:], spec, watch=Silent(), answer=answer))
+    assert student.training == modes
+    for row in rows.values():
+        assert row["served_abstained"] + row["served_correct"] + row["served_wrong"] == pytest.approx(1)
+        assert row["served_abstained_low"] <= row["served_abstained"] <= row["served_abstained_high"]
+    assert rows["none"]["accuracy"] > 0.9
+    assert 0.005 < rows["none"]["served_abstained"] < 0.12
+    assert rows["ifgsm"]["accuracy"] < rows["none"]["accuracy"] - 0.1
+    assert rows["pgd-margin"]["accuracy"] <= rows["fgsm"]["accuracy"]
+    if detected:
+        assert rows["pgd-margin"]["served_abstained"] == 1
+        assert rows["pgd-margin"]["served_reasons"] == {"perturbed": 300}
+    else:
+        assert rows["pgd-margin"]["served_wrong"] > 0.05
+        assert set(rows["pgd-margin"]["served_reasons"]) <= {"uncertain"}
