@@ -38,10 +38,14 @@ class Residual(nn.Module):
         self.first = convolution(channels_in, channels_out, stride)
         self.second = convolution(channels_out, channels_out, 1)
         same = stride == 1 and channels_in == channels_out
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1, stride)
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        self.stride = stride
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        return F.relu(self.second(F.relu(self.first(x_nchw))) + self.shortcut(x_nchw))
+        # Taken before the 1 × 1 convolution, not by its stride: oneDNN's backward pass of a strided one on channels_last
+        # reads out of bounds where width and batch are not multiples of its blocks (seen with torch 2.13).
+        strided = x_nchw[:, :, :: self.stride, :: self.stride]
+        return F.relu(self.second(F.relu(self.first(x_nchw))) + self.shortcut(strided))
 
 
 class GridPool(nn.Module):

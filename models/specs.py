@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EpsLinf = Annotated[float, Field(gt=0, le=1, description="L∞ radius in units of the pixel range [0, 1]")]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+Width = Annotated[int, Field(ge=4, le=256, multiple_of=4, description="channels; CPUs have no fast kernels for odd ones")]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -67,7 +68,7 @@ class ResidualSpec(Spec):
     """Residual denoiser: x̂ = x − ε·n(x), trained to predict the perturbation itself."""
 
     kind: Literal["residual"] = "residual"
-    width: Annotated[int, Field(ge=4, le=256)] = 24
+    width: Width = 24
     depth: Annotated[int, Field(ge=2, le=20)] = 5
     max_images: Annotated[int, Field(ge=64)] = Field(8000, description="reference images drawn for training, at most")
     fit: FitSpec = FitSpec(epochs=5, batch_size=64, optimizer="adam", peak_lr=4e-3)
@@ -77,7 +78,7 @@ class BottleneckSpec(Spec):
     """Bottleneck denoising autoencoder of Badjie et al.; trained with MSE by SGD."""
 
     kind: Literal["bottleneck"] = "bottleneck"
-    width: Annotated[int, Field(ge=4, le=256)] = 32
+    width: Width = 32
     latent: Annotated[int, Field(ge=2, le=2048)] = 128
     max_images: Annotated[int, Field(ge=64)] = 8000
     fit: FitSpec = FitSpec(epochs=20, batch_size=64, optimizer="sgd", peak_lr=0.1)
@@ -168,7 +169,7 @@ def _calibration(preset: dict[str, Any], given: dict[str, Any]) -> Any:
 class ClassifierSpec(Spec):
     """Residual convolutional trunk, then a fully connected head with explicit dropout masks."""
 
-    width: Annotated[int, Field(ge=4, le=256)] = 16
+    width: Width = 16
     hidden: Annotated[int, Field(ge=8, le=4096)] = 256
     dropout: Annotated[float, Field(gt=0, lt=1)] = 0.5
     augment: bool = Field(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from datetime import datetime
 from typing import Any, Literal
 
@@ -127,7 +126,7 @@ def decode_cursor(cursor: str) -> str:
     """Raises InvalidInput for a cursor that no page gave out."""
     try:
         return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InvalidInput(
             "That cursor is not one of ours: send next_cursor as a page gave it.", code="bad_cursor"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,9 +59,7 @@ def fit_pixels(image: NDArray[np.uint8] | Image.Image, *, size: int, channels: i
 
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's hints on odd files; the size is checked below
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageRejected(f"it is too large ({error})") from error
     except UnidentifiedImageError:

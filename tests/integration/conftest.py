@@ -19,13 +19,13 @@ from service.embedded.running import RunningStack, running_stack
 # Small enough for seconds, and still the real thing.
 FAST_FILTER: dict[str, Any] = {
     "false_quarantine_rate": 0.05,
-    "filter": {"width": 12, "fit": {"epochs": 2}},
+    "filter": {"width": 8, "fit": {"epochs": 2}},
     "perturbation": {"steps": 4, "surrogates": 1},
 }
 FAST_DISTILL: dict[str, Any] = {
     "fit": {"epochs": 3, "batch_size": 64},
-    "teacher": {"width": 4, "hidden": 32},
-    "student": {"width": 4, "hidden": 32},
+    "teacher": {"width": 8, "hidden": 32},
+    "student": {"width": 8, "hidden": 32},
     "abstention": {"alpha": 0.05, "mc_passes": 8},
     "max_accuracy_loss": 1.0,
 }
@@ -70,7 +70,7 @@ def client(stack: RunningStack) -> Iterator[WinnowClient]:
 
 def finished(client: WinnowClient, job: Job, *, state: str = "succeeded", timeout_s: float = 120) -> Job:
     done = client.wait(job.id, timeout_s=timeout_s)
-    assert done.state == state, done
+    assert done.state == state, done.error
     return done
 
 
