@@ -42,8 +42,8 @@ class Residual(nn.Module):
         self.stride = stride
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        # Taken before the 1 × 1 convolution, not by its stride: oneDNN's backward pass of a strided one on channels_last
-        # reads out of bounds where width and batch are not multiples of its blocks (seen with torch 2.13).
+        # Strided before the 1 × 1 convolution, not by it: the backward pass of a strided one on channels-last images
+        # crashes in oneDNN with more than one thread (torch 2.13, CPU).
         strided = x_nchw[:, :, :: self.stride, :: self.stride]
         return F.relu(self.second(F.relu(self.first(x_nchw))) + self.shortcut(strided))
 
