@@ -71,7 +71,7 @@ class ResidualSpec(Spec):
     width: Width = 24
     depth: Annotated[int, Field(ge=2, le=20)] = 5
     max_images: Annotated[int, Field(ge=64)] = Field(8000, description="reference images drawn for training, at most")
-    fit: FitSpec = FitSpec(epochs=5, batch_size=64, optimizer="adam", peak_lr=4e-3)
+    fit: FitSpec = FitSpec(epochs=8, batch_size=64, optimizer="adam", peak_lr=4e-3)
 
 
 class BottleneckSpec(Spec):
