@@ -33,6 +33,8 @@ PATCH_SIDE = 64
 SAMPLES_AN_EPOCH = 4000
 PIXELS_A_BATCH = 2**17
 CHECKPOINT = "denoiser"
+FAINTEST = 0.2
+"""Mean square, in ε², of a perturbation that counts for little more than a clean image: one level of 256."""
 
 Network = ResidualDenoiser | BottleneckAutoencoder
 
@@ -242,12 +244,19 @@ def _build(kind: str, image_shape: tuple[int, int, int], layers: dict[str, Any])
 
 
 def _residual_loss(spec: PerturbationSpec) -> Loss:
-    """Mean squared error between n(x) and the perturbation in units of ε, of batches (x, deltas)."""
+    """Squared error between n(x) and the perturbation in units of ε, of batches (x, deltas), by the image's strength.
+
+    An image's error is divided by FAINTEST plus its perturbation's own mean square: otherwise strong perturbations,
+    which anything can see, make up nearly all of the loss, and the score of clean images is left to chance.
+    """
 
     def loss(model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
         x, deltas = batch
         x_adv = add(x, deltas, spec, rng)
-        return F.mse_loss(model(x_adv), (x_adv - x) / spec.eps_linf)
+        target = ((x_adv - x) / spec.eps_linf).flatten(1)
+        error = (model(x_adv).flatten(1) - target).square().mean(dim=1)
+        weighted: Tensor = error / (FAINTEST + target.square().mean(dim=1))
+        return weighted.mean()
 
     return loss
 

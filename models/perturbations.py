@@ -85,7 +85,7 @@ def add(x: Tensor, deltas: Tensor, spec: PerturbationSpec, rng: torch.Generator)
     """A random half of the images perturbed, each at its own strength; rounded to 8 bits.
 
     x: float (n, c, h, w) in [0, 1]; deltas: int8 (n, h, w, c). Strengths are log-uniform in [scale_low, scale_high]·ε:
-    uniform ones would spend most of the squared loss on the strong perturbations, which are easy to see.
+    the faint ones are what is hard to learn.
     A quarter of the images get another image's perturbation, so that the mark is learnt apart from the content.
     """
     delta = deltas.permute(0, 3, 1, 2).to(torch.float32) / LEVELS

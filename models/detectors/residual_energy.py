@@ -9,12 +9,12 @@ KEPT_SHARE = 0.75
 
 
 def residual_energy(perturbation: Tensor) -> Tensor:
-    """Mean of the smallest 75 % of n² over the pixels and channels of each image: (n, c, h, w) to (n,), in ε².
+    """Mean of n² over the channels, and over the 75 % of an image's pixels where it is smallest.
 
-    The whole mean is the reconstruction error ‖x − x̂‖² in units of ε²; it is ruled by a few pixels of sharp texture,
-    where a clean image looks perturbed. A perturbation is everywhere, so trimming them costs little and steadies the
-    score of clean images.
+    perturbation: float (n, c, h, w), in units of ε. Returns (n,), in ε².
+    The mean over all pixels is the reconstruction error ‖x − x̂‖² in these units; it is ruled by a few pixels of sharp
+    texture, where a clean image looks perturbed. A perturbation is everywhere: leaving them out costs little.
     """
-    energy = perturbation.square().flatten(1)
+    energy = perturbation.square().mean(dim=1).flatten(1)
     kept = max(1, int(KEPT_SHARE * energy.shape[1]))
     return torch.topk(energy, kept, dim=1, largest=False, sorted=False).values.mean(dim=1)
