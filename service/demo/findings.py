@@ -13,6 +13,8 @@ from service.demo.pipeline import Answers
 
 MIN_POISON_FOUND = 0.9
 MIN_ACCURACY = 0.9
+MIN_ATTACKED_REFUSED = 0.9
+MIN_FOREIGN_REFUSED = 0.25
 CONFIDENCE = 0.99  # of the bounds on realised rates: the demo is run often, and luck is no failure
 
 
@@ -27,9 +29,10 @@ class Share:
     def value(self) -> float:
         return self.k / self.n
 
-    def __str__(self) -> str:
-        low, high = wilson_interval(self.k, self.n)
-        return f"{self.value:7.2%}   {self.k} of {self.n}, 95 % interval {low:.1%} to {high:.1%}"
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, Wilson."""
+        return wilson_interval(self.k, self.n)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Findings:
             _at_most(f"clean images lost at α = {self.alpha:g}", self.clean_lost, lost),
             _at_least("student's accuracy on clean test images", self.accuracy["clean"], MIN_ACCURACY),
             _at_most(f"clean test images refused at α = {self.serving_alpha:g}", self.abstained["clean"], refused),
-            _at_least("attacked test images refused", self.abstained["attacked"], 0.5),
-            _at_least("foreign images refused", self.abstained["foreign"], 0.5),
+            _at_least("attacked test images refused", self.abstained["attacked"], MIN_ATTACKED_REFUSED),
+            _at_least("foreign images refused", self.abstained["foreign"], MIN_FOREIGN_REFUSED),
         ]
 
 
@@ -87,7 +90,7 @@ def findings(answers: Answers, material: Material) -> Findings:
         clean_lost_bounds=realised_rate_bounds(result["alpha"], result["num_calibration"], lost.n, CONFIDENCE),
         auroc=auroc([_score(row) for row in poisoned.values()], [_score(row) for row in clean]),
         accuracy={kind: _accuracy(predictions[kind], material.test_labels, answers) for kind in ("clean", "attacked")},
-        white_box={row["attack"]: Share(round(row["accuracy"] * row["n"]), row["n"]) for row in _attacks(result)},
+        white_box=_white_box(result),
         abstained=refused,
         abstained_bounds=realised_rate_bounds(
             serving["alpha"], serving["num_calibration"], refused["clean"].n, CONFIDENCE
@@ -124,9 +127,11 @@ def _accuracy(told: Sequence[Prediction], labels: Sequence[int], answers: Answer
     return _share(name == str(label) for name, label in zip(best, labels, strict=True))
 
 
-def _attacks(result: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    rows: Sequence[Mapping[str, Any]] = result["evaluation"]["attacks"]
-    return rows
+def _white_box(result: Mapping[str, Any]) -> Mapping[str, Share]:
+    rows = result["evaluation"]["attacks"]
+    return {
+        row["attack"]: Share(round(row["accuracy"] * row["n"]), row["n"]) for row in rows if row["attack"] != "none"
+    }
 
 
 def _reasons(told: Sequence[Prediction]) -> Mapping[str, int]:

@@ -12,10 +12,6 @@ from service.demo.material import Material
 from service.errors import WinnowError
 
 MODEL = "digits-student"
-# The set is a hundred times smaller than those the defaults are made for: more epochs, and a batch that fits.
-HARDEN_PARAMS: dict[str, Any] = {
-    "distill": {"fit": {"epochs": 20, "batch_size": 64}},
-}
 
 OnProgress = Callable[[Job], None]
 
@@ -48,7 +44,6 @@ def run_pipeline(client: WinnowClient, material: Material, on_progress: OnProgre
         reference=versions["trusted"],
         evaluate_on=versions["digits-test"],
         model=MODEL,
-        params=HARDEN_PARAMS,
     )
     result = _succeed(client, harden, on_progress)
     return Answers(

@@ -48,6 +48,7 @@ def _show_it(console: Console, stack: RunningStack, making: MaterialInTheMaking,
         f"{counts['reference']} trusted images, {counts['test']} test images, {counts['candidate']} candidates, "
         f"{len(material.poisoned)} of them poisoned by a network that Winnow never sees",
         highlight=False,
+        soft_wrap=True,
     )
     with WinnowClient(stack.url, stack.key) as client:
         with JobProgress(console).live() as progress:

@@ -2,47 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from service.demo.findings import Bar, Findings
+from service.demo.findings import Bar, Findings, Share
 from service.demo.material import Material
 
-ATTACK_NAMES = {"fgsm": "FGSM", "ifgsm": "I-FGSM", "pgd_margin": "PGD, margin loss", "pgd": "PGD"}
+ATTACK_NAMES = {"fgsm": "FGSM", "ifgsm": "I-FGSM", "pgd-margin": "PGD with the margin loss"}
 
 
 def show_findings(console: Console, found: Findings, material: Material) -> None:
-    """The one table. k of n and the 95 % interval stand beside every share."""
+    """The one table: every share with its count and its 95 % interval."""
     poisoned, candidates = len(material.poisoned), material.counts["candidate"]
-    title = f"{candidates} handwritten digits, {poisoned} of them perturbed (ε = {material.eps_linf:g})"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    rows: list[tuple[str, object]] = [("poison found", found.poison_found)]
-    rows += [(f"  by {ATTACK_NAMES.get(name, name)}", share) for name, share in found.found_by_attack.items()]
-    rows.append((f"clean lost (α = {found.alpha:g})", found.clean_lost))
-    rows.append(("  poison told from clean (AUROC)", f"{found.auroc:7.4f}"))
-    rows.append(("student's accuracy, clean test images", found.accuracy["clean"]))
-    rows.append(("  attacked by the stranger's network", found.accuracy["attacked"]))
-    rows += [
-        (f"  attacked through the student itself, {ATTACK_NAMES.get(name, name)}", share)
-        for name, share in found.white_box.items()
-        if name != "clean"
-    ]
-    rows += [
-        (f"answered null, {kind} images{_why(found.reasons[kind])}", share) for kind, share in found.abstained.items()
-    ]
-    for name, value in rows:
-        table.add_row(name, str(value))
+    table = Table(
+        title=f"{candidates} handwritten digits, {poisoned} of them perturbed (ε = {material.eps_linf:g})",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for heading in ("", "share", "count", "95 % interval"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading else "left")
+    for name, value in _rows(found):
+        table.add_row(name, *(_cells(value) if isinstance(value, Share) else (value,)))
     console.print()
     console.print(table, highlight=False)
 
 
-def _why(reasons: Mapping[str, int]) -> str:
-    return f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})" if reasons else ""
+def _rows(found: Findings) -> Iterator[tuple[str, Share | str]]:
+    yield "poison found", found.poison_found
+    for attack, share in found.found_by_attack.items():
+        yield f"  made by {_named(attack)}", share
+    yield f"clean lost (α = {found.alpha:g})", found.clean_lost
+    yield "AUROC, poison against clean", f"{found.auroc:.4f}"
+    yield "student's accuracy on clean images", found.accuracy["clean"]
+    yield "  attacked by a stranger's network", found.accuracy["attacked"]
+    for attack, share in found.white_box.items():
+        yield f"  {_named(attack)}, against itself", share
+    for kind, share in found.abstained.items():
+        yield f"answered null on {kind} images", share
+        for reason, count in found.reasons[kind].items():
+            yield f"  because {reason}", Share(count, share.n)
+
+
+def _named(attack: str) -> str:
+    return ATTACK_NAMES.get(attack, attack)
+
+
+def _cells(share: Share) -> tuple[str, str, str]:
+    low, high = share.interval
+    return f"{share.value:.2%}", f"{share.k} of {share.n}", f"{low:.1%} to {high:.1%}"
 
 
 def show_bars(console: Console, bars: Sequence[Bar]) -> bool:
