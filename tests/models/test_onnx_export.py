@@ -9,13 +9,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import Tensor, nn
 
 from models.abstention import dropout_masks
 from models.autoencoders.bottleneck import BottleneckAutoencoder
 from models.autoencoders.residual import ResidualDenoiser
-from models.classifiers import Classifier, build_classifier
+from models.classifiers import Classifier, ImageNorm, build_classifier
 from models.filtering import Filter
-from models.images import Images
+from models.images import Images, to_float
 from models.onnx_export import ParityError, check_parity, export_detector, export_student
 from models.seeding import seeded
 from models.specs import ClassifierSpec
@@ -61,6 +62,25 @@ def test_small_large_and_grey_images_export(shape: tuple[int, int, int]) -> None
     images, masks = some_images(2, shape), dropout_masks(3, 32, 0.5, seed=1)
     expected = {"probabilities": mc_probabilities(network, images, masks)}
     assert check_parity(export_student(network, shape), {"images": images, "masks": masks}, expected, atol=1e-5) <= 1e-5
+
+
+class NormalisedPeak(nn.Module):
+    """As a detector: the largest value of the normalised image, and the image."""
+
+    def forward(self, images_nhwc: Tensor) -> tuple[Tensor, Tensor]:
+        return ImageNorm()(to_float(images_nhwc)).amax((1, 2, 3)), images_nhwc
+
+    def as_module(self) -> nn.Module:
+        return self
+
+
+def test_the_normalisation_of_large_pale_images_is_exact_in_onnx_runtime() -> None:
+    """One sum over all pixels is off by 2e-5 there, and logits of some hundreds (T = 5, served at 1) multiply that."""
+    shape = (200, 200, 3)
+    images = some_images(20, shape) // 8 + 100
+    peaks = NormalisedPeak()(torch.from_numpy(images))[0].numpy()
+    graph = export_detector(NormalisedPeak(), shape)
+    assert check_parity(graph, {"images": images}, {"scores": peaks}, atol=5e-6) <= 5e-6
 
 
 def test_passes_differ_in_onnx_runtime_at_its_default_optimisation(graph: bytes) -> None:
