@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EpsLinf = Annotated[float, Field(gt=0, le=1, description="L∞ radius in units of the pixel range [0, 1]")]
 Probability = Annotated[float, Field(gt=0, lt=1)]
-Width = Annotated[int, Field(ge=4, le=256, multiple_of=4, description="channels; CPUs have no fast kernels for odd ones")]
+Width = Annotated[int, Field(ge=4, le=256, multiple_of=4, description="channels; fast kernels want fours")]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 

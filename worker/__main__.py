@@ -10,7 +10,7 @@ from worker.app import app
 
 
 def main() -> None:
-    # Threads that spin while they wait slow a shared machine tenfold: whoever computes beside us is waited for, spinning.
+    # Threads that spin while they wait slow a shared machine tenfold, for each waits for the one that was put aside.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when the child loads torch
     name = f"winnow@{socket.gethostname()}-{os.getpid()}"
     app.worker_main(

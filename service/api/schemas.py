@@ -40,10 +40,13 @@ class JobRequest(BaseModel):
     reference: str | None = None
     model: str | None = None
     evaluate_on: str | None = None
+    calibrate_on: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
 
     def inputs(self) -> dict[str, str]:
-        return self.model_dump(include={"dataset", "reference", "model", "evaluate_on"}, exclude_none=True)
+        return self.model_dump(
+            include={"dataset", "reference", "model", "evaluate_on", "calibrate_on"}, exclude_none=True
+        )
 
 
 class Progress(BaseModel):

@@ -150,6 +150,10 @@ def harden(
     evaluate_on: Annotated[
         str | None, typer.Option(help="Dataset version to evaluate on. Default: the model's held-out reference.")
     ] = None,
+    calibrate_on: Annotated[
+        str | None,
+        typer.Option(help="Labelled images like those of production, to calibrate abstention. Default: the reference."),
+    ] = None,
     param: ParamOption = None,
     no_wait: NoWaitOption = False,
     as_json: JsonOption = False,
@@ -161,7 +165,13 @@ def harden(
     params = parse_params(param)
     with connect(home, url, key) as client:
         job = client.submit(
-            "harden", dataset=dataset, reference=reference, model=model, evaluate_on=evaluate_on, params=params
+            "harden",
+            dataset=dataset,
+            reference=reference,
+            model=model,
+            evaluate_on=evaluate_on,
+            calibrate_on=calibrate_on,
+            params=params,
         )
         _follow(client, job, no_wait=no_wait, as_json=as_json)
 

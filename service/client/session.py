@@ -97,11 +97,18 @@ class WinnowClient:
         reference: str | None = None,
         model: str | None = None,
         evaluate_on: str | None = None,
+        calibrate_on: str | None = None,
         params: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Start a job. With an `idempotency_key`, sending the same again gives the same job."""
-        fields = {"dataset": dataset, "reference": reference, "model": model, "evaluate_on": evaluate_on}
+        fields = {
+            "dataset": dataset,
+            "reference": reference,
+            "model": model,
+            "evaluate_on": evaluate_on,
+            "calibrate_on": calibrate_on,
+        }
         body = {"type": type, **{key: value for key, value in fields.items() if value is not None}}
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         return parse(self._send("POST", "/v1/jobs", json={**body, "params": dict(params or {})}, headers=headers), Job)

@@ -52,7 +52,9 @@ def progress(children: list[Job]) -> dict[str, Any]:
 def _succeeded(session: Session, parent: Job, child: Job) -> None:
     result = child.result or {}
     if child.type == "sanitise":
-        _add(session, parent, "distill", {**_pick(parent, "reference", "model"), "dataset": result["dataset"]})
+        reference = parent.inputs.get("calibrate_on", parent.inputs["reference"])
+        inputs = {"dataset": result["dataset"], "reference": reference, "model": parent.inputs["model"]}
+        _add(session, parent, "distill", inputs)
     elif child.type == "distill":
         dataset = parent.inputs.get("evaluate_on", parent.inputs["reference"])
         _add(session, parent, "evaluate", {"model": result["model"], "dataset": dataset})

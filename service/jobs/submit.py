@@ -26,7 +26,7 @@ INPUTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # type: (required,
     "sanitise": (frozenset({"dataset", "reference"}), frozenset()),
     "distill": (frozenset({"dataset", "model"}), frozenset({"reference"})),
     "evaluate": (frozenset({"model", "dataset"}), frozenset()),
-    "harden": (frozenset({"dataset", "reference", "model"}), frozenset({"evaluate_on"})),
+    "harden": (frozenset({"dataset", "reference", "model"}), frozenset({"evaluate_on", "calibrate_on"})),
 }
 MIN_REFERENCE_FIT = 64
 
@@ -102,16 +102,20 @@ def _check_inputs(session: Session, request: Request, spec: Spec) -> None:
     if request.type == "evaluate":
         model = registry.resolve(session, parse_model_ref(inputs["model"]))
         check_matches(dataset, tuple(model.card["image_shape"]), model.card["classes"], f"model {inputs['model']}")
-    if "evaluate_on" in inputs:
-        test = datasets.find(session, inputs["evaluate_on"])
-        check_matches(test, tuple(dataset.image_shape), dataset.classes, f"data set {inputs['dataset']}")
+    others = {
+        field: datasets.find(session, inputs[field]) for field in ("evaluate_on", "calibrate_on") if field in inputs
+    }
+    for other in others.values():
+        check_matches(other, tuple(dataset.image_shape), dataset.classes, f"data set {inputs['dataset']}")
     if isinstance(spec, SanitiseSpec | HardenSpec) and reference is not None:
         check_reference(dataset, reference, spec if isinstance(spec, SanitiseSpec) else spec.sanitise)
     if isinstance(spec, DistillSpec):
         check_trainable(dataset, reference, spec)
     if isinstance(spec, HardenSpec):
-        share = spec.sanitise.calibration.calibration_share
-        check_trainable(dataset, reference, spec.distill, held_share=share)
+        if "calibrate_on" in others:
+            check_trainable(dataset, others["calibrate_on"], spec.distill)
+        else:
+            check_trainable(dataset, reference, spec.distill, held_share=spec.sanitise.calibration.calibration_share)
 
 
 def _check_names(request: Request, required: frozenset[str], optional: frozenset[str]) -> None:
