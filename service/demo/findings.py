@@ -46,6 +46,16 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Refusals:
+    """How often the model answered null when asked at `alpha`, by kind of image, and why."""
+
+    alpha: float
+    share: Mapping[str, Share]
+    reasons: Mapping[str, Mapping[str, int]]
+    clean_bounds: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Findings:
     poison_found: Share
     found_by_attack: Mapping[str, Share]
@@ -54,21 +64,21 @@ class Findings:
     auroc: float
     accuracy: Mapping[str, Share]  # clean, attacked; of the most likely class, whether or not it was given out
     white_box: Mapping[str, Share]  # by attack, as the evaluate job measured
-    abstained: Mapping[str, Share]  # clean, attacked, foreign
-    abstained_bounds: tuple[float, float]
-    reasons: Mapping[str, Mapping[str, int]]
+    refusals: Sequence[Refusals]  # by α
     alpha: float
-    serving_alpha: float
 
     def bars(self) -> list[Bar]:
-        lost, refused = self.clean_lost_bounds[1], self.abstained_bounds[1]
+        strict = self.refusals[0].share
         return [
             _at_least("poison quarantined", self.poison_found, MIN_POISON_FOUND),
-            _at_most(f"clean images lost at α = {self.alpha:g}", self.clean_lost, lost),
+            _at_most(f"clean images lost at α = {self.alpha:g}", self.clean_lost, self.clean_lost_bounds[1]),
             _at_least("student's accuracy on clean test images", self.accuracy["clean"], MIN_ACCURACY),
-            _at_most(f"clean test images refused at α = {self.serving_alpha:g}", self.abstained["clean"], refused),
-            _at_least("attacked test images refused", self.abstained["attacked"], MIN_ATTACKED_REFUSED),
-            _at_least("foreign images refused", self.abstained["foreign"], MIN_FOREIGN_REFUSED),
+            *(
+                _at_most(f"clean test images refused at α = {told.alpha:g}", told.share["clean"], told.clean_bounds[1])
+                for told in self.refusals
+            ),
+            _at_least("attacked test images refused", strict["attacked"], MIN_ATTACKED_REFUSED),
+            _at_least("foreign images refused", strict["foreign"], MIN_FOREIGN_REFUSED),
         ]
 
 
@@ -76,10 +86,9 @@ def findings(answers: Answers, material: Material) -> Findings:
     result: Mapping[str, Any] = answers.harden.result or {}
     poisoned = {row.path: row for row in answers.verdicts if row.path in material.poisoned}
     clean = [row for row in answers.verdicts if row.path not in material.poisoned]
-    predictions = answers.predictions
-    serving = result["metrics"]
+    predictions = next(iter(answers.predictions.values()))
+    held_out = result["metrics"]["num_calibration"]
     lost = _quarantined(clean)
-    refused = {kind: _share(p.abstained for p in told) for kind, told in predictions.items()}
     return Findings(
         poison_found=_quarantined(list(poisoned.values())),
         found_by_attack={
@@ -91,14 +100,15 @@ def findings(answers: Answers, material: Material) -> Findings:
         auroc=auroc([_score(row) for row in poisoned.values()], [_score(row) for row in clean]),
         accuracy={kind: _accuracy(predictions[kind], material.test_labels, answers) for kind in ("clean", "attacked")},
         white_box=_white_box(result),
-        abstained=refused,
-        abstained_bounds=realised_rate_bounds(
-            serving["alpha"], serving["num_calibration"], refused["clean"].n, CONFIDENCE
-        ),
-        reasons={kind: _reasons(told) for kind, told in predictions.items()},
+        refusals=[_refusals(alpha, told, held_out) for alpha, told in answers.predictions.items()],
         alpha=result["alpha"],
-        serving_alpha=serving["alpha"],
     )
+
+
+def _refusals(alpha: float, told: Mapping[str, Sequence[Prediction]], num_calibration: int) -> Refusals:
+    share = {kind: _share(p.abstained for p in predictions) for kind, predictions in told.items()}
+    bounds = realised_rate_bounds(alpha, num_calibration, share["clean"].n, CONFIDENCE)
+    return Refusals(alpha, share, {kind: _reasons(predictions) for kind, predictions in told.items()}, bounds)
 
 
 def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:

@@ -12,6 +12,8 @@ from service.demo.material import Material
 from service.errors import WinnowError
 
 MODEL = "digits-student"
+ALPHAS = (0.01, 0.05)  # shares of clean images that may be refused, asked for in turn
+KINDS = ("clean", "attacked", "foreign")
 
 OnProgress = Callable[[Job], None]
 
@@ -30,7 +32,7 @@ class Answers:
     harden: Job
     verdicts: Sequence[Verdict]
     model_card: Mapping[str, Any]
-    predictions: Mapping[str, Sequence[Prediction]]  # clean, attacked, foreign
+    predictions: Mapping[float, Mapping[str, Sequence[Prediction]]]  # by α, then by kind of image
 
 
 def run_pipeline(client: WinnowClient, material: Material, on_progress: OnProgress) -> Answers:
@@ -50,11 +52,12 @@ def run_pipeline(client: WinnowClient, material: Material, on_progress: OnProgre
         harden=client.job(harden.id),
         verdicts=list(client.verdicts(harden.id)),
         model_card=client.model(result["model"]).card,
-        predictions={
-            kind: client.predict(result["model"], material.images(kind)).predictions
-            for kind in ("clean", "attacked", "foreign")
-        },
+        predictions={alpha: _ask(client, result["model"], material, alpha) for alpha in ALPHAS},
     )
+
+
+def _ask(client: WinnowClient, model: str, material: Material, alpha: float) -> Mapping[str, Sequence[Prediction]]:
+    return {kind: client.predict(model, material.images(kind), alpha=alpha).predictions for kind in KINDS}
 
 
 def save_reports(client: WinnowClient, harden: Job, folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -41,14 +41,18 @@ def _rows(found: Findings) -> Iterator[tuple[str, Share | str]]:
     yield "  attacked by a stranger's network", found.accuracy["attacked"]
     for attack, share in found.white_box.items():
         yield f"  {_named(attack)}, against itself", share
-    for kind, share in found.abstained.items():
-        yield f"answered null on {kind} images", share
-        for reason, count in found.reasons[kind].items():
-            yield f"  because {reason}", Share(count, share.n)
+    for refusals in found.refusals:
+        yield f"answered null (α = {refusals.alpha:g})", ""
+        for kind, share in refusals.share.items():
+            yield f"  {kind} images{_why(refusals.reasons[kind])}", share
 
 
 def _named(attack: str) -> str:
     return ATTACK_NAMES.get(attack, attack)
+
+
+def _why(reasons: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})" if reasons else ""
 
 
 def _cells(share: Share) -> tuple[str, str, str]:

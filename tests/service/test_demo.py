@@ -52,7 +52,7 @@ def measured(
         "foreign": [prediction(0, abstained=i < foreign) for i in range(TEST)],
     }
     job = Job(id="h", type="harden", state="succeeded", result=result)
-    answers = Answers(job, verdicts, {"classes": ["0", "1"]}, predictions)
+    answers = Answers(job, verdicts, {"classes": ["0", "1"]}, {0.01: predictions})
     return findings(answers, material(poisoned))
 
 
@@ -68,8 +68,9 @@ def test_every_figure_is_counted() -> None:
     assert (found.clean_lost.k, found.clean_lost.n) == (3, CLEAN)
     assert found.accuracy["clean"].k == 95
     assert found.white_box == {"fgsm": Share(25, 50)}
-    assert {kind: share.k for kind, share in found.abstained.items()} == {"clean": 2, "attacked": TEST, "foreign": 60}
-    assert found.reasons["clean"] == {"perturbed": 2}
+    (told,) = found.refusals
+    assert {kind: share.k for kind, share in told.share.items()} == {"clean": 2, "attacked": TEST, "foreign": 60}
+    assert told.reasons["clean"] == {"perturbed": 2}
     assert found.auroc == pytest.approx(0.8 + 0.2 * 0.5 - (3 / CLEAN) * (0.8 * 0.5 + 0.2 * 0.5))
 
 
