@@ -34,7 +34,7 @@ FAST_EVALUATE: dict[str, Any] = {"max_images": 40, "pgd_steps": 3, "pgd_restarts
 
 @dataclass(frozen=True)
 class Digits:
-    """Handwritten digits at 28×28."""
+    """Handwritten digits at 16×16."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -51,7 +51,7 @@ def digits() -> Digits:
     told = load_digits()
     small = (told.images * 255 / 16).round().astype(np.uint8)
     images = np.stack(
-        [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in small]
+        [np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC)) for image in small]
     )
     return Digits(images, told.target.astype(np.int64))
 

@@ -16,7 +16,7 @@ from service.embedded.running import RunningStack
 from service.embedded.state import read_state
 from tests.integration.conftest import FAST_FILTER, finished
 
-PARAMS: dict[str, Any] = {**FAST_FILTER, "filter": {"width": 24, "fit": {"epochs": 6}}}
+PARAMS: dict[str, Any] = {**FAST_FILTER, "filter": {"width": 24, "fit": {"epochs": 3}}}
 
 
 def wait_for_phase(client: WinnowClient, job: Job, phase: str, timeout_s: float = 60) -> Job:

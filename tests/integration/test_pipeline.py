@@ -99,7 +99,7 @@ def test_foreign_images_are_refused_more_often_than_digits(
         answers = client.predict(result["model"], buffer.getvalue(), alpha=0.05).predictions
         return float(np.mean([answer.abstained for answer in answers]))
 
-    noise = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 16, 16), dtype=np.uint8)
     assert abstained(noise) > 0.9
     assert abstained(digits.images[840:900]) < 0.4
 

@@ -217,6 +217,17 @@ def test_harden_makes_each_step_from_the_one_before(database: Database, hardenin
     assert harden.progress(steps)["fraction"] == 1.0
 
 
+def test_abstention_is_calibrated_on_what_the_job_names(database: Database) -> None:
+    with database.transaction() as session:
+        inputs = {"dataset": "signs@1", "reference": "trusted@1", "calibrate_on": "camera@1", "model": "m"}
+        parent = add_job(session, "harden", inputs=inputs, params={step: {} for step in harden.STEPS}, max_attempts=3)
+        harden.first_step(session, parent)
+    first = step(database, parent.id)
+    assert first.inputs == {"dataset": "signs@1", "reference": "trusted@1"}
+    end(database, claimed(database, first.id), JobState.SUCCEEDED, result={"dataset": "signs@2"})
+    assert step(database, parent.id).inputs == {"dataset": "signs@2", "reference": "camera@1", "model": "m"}
+
+
 def test_harden_fails_with_its_step_and_goes_on_from_there(database: Database, hardening: str) -> None:
     first = step(database, hardening)
     end(database, claimed(database, first.id), JobState.SUCCEEDED, result={"dataset": "signs@2"})

@@ -1,0 +1,58 @@
+"""Presets and what overrides them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from models.specs import PARAMS_OF_JOB, HardenSpec, SanitiseSpec
+
+
+def test_the_papers_values_are_the_preset() -> None:
+    spec = SanitiseSpec.model_validate({"preset": "badjie"})
+    assert (spec.filter.kind, spec.filter.fit.optimizer) == ("bottleneck", "sgd")
+    assert spec.calibration.threshold == 0.003
+    assert spec.calibration.false_quarantine_rate is None
+    assert spec.policy.pass_through == "reconstructed"
+    assert (spec.perturbation.eps_linf, spec.perturbation.step_linf, spec.perturbation.steps) == (0.01, 0.01, 10)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule", "value"),
+    [
+        ({"threshold": 0.015}, "threshold", 0.015),
+        ({"calibration": {"threshold": 0.015}}, "threshold", 0.015),
+        ({"false_quarantine_rate": 0.02}, "false_quarantine_rate", 0.02),
+    ],
+)
+def test_a_rule_given_replaces_the_presets(given: dict[str, Any], rule: str, value: float) -> None:
+    calibration = SanitiseSpec.model_validate({"preset": "badjie", **given}).calibration
+    assert getattr(calibration, rule) == value
+    set_rules = [
+        name for name in ("false_quarantine_rate", "threshold", "infer_threshold") if getattr(calibration, name)
+    ]
+    assert set_rules == [rule]
+
+
+def test_part_of_a_filter_given_keeps_the_presets_rest() -> None:
+    spec = SanitiseSpec.model_validate({"preset": "badjie", "filter": {"latent": 64}})
+    assert (spec.filter.kind, spec.filter.model_dump()["latent"]) == ("bottleneck", 64)
+
+
+@pytest.mark.parametrize("kind", sorted(PARAMS_OF_JOB))
+def test_a_stored_spec_reads_back_as_itself(kind: str) -> None:
+    spec = PARAMS_OF_JOB[kind].model_validate({})
+    assert PARAMS_OF_JOB[kind].model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_a_stored_badjie_spec_reads_back_as_itself() -> None:
+    spec = HardenSpec.model_validate({"sanitise": {"preset": "badjie", "infer_threshold": {"percentage": 99}}})
+    assert HardenSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize("kind", sorted(PARAMS_OF_JOB))
+def test_an_unknown_name_is_an_error(kind: str) -> None:
+    with pytest.raises(ValidationError, match="nonesuch"):
+        PARAMS_OF_JOB[kind].model_validate({"nonesuch": 1})

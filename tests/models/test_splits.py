@@ -1,0 +1,49 @@
+"""Splits: shares, determinism, and groups that stay together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.splits import split_by_class
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(
+    st.lists(st.integers(0, 4), min_size=2, max_size=200),
+    st.floats(0.05, 0.95),
+    st.booleans(),
+    st.integers(0, 100),
+)
+def test_a_split_is_a_partition_that_keeps_groups_and_every_class(
+    labels: list[int], share: float, grouped: bool, seed: int
+) -> None:
+    y = np.array(labels, np.int64)
+    groups = y * 100 + np.arange(len(y)) // 3 if grouped else None
+    kept, held = split_by_class(y, groups, share=share, seed=seed)
+    assert sorted([*kept, *held]) == list(range(len(y)))
+    assert set(y[kept]) == set(y)
+    if groups is not None:
+        assert not set(groups[kept]) & set(groups[held])
+
+
+def test_shares_add_up_over_many_small_classes() -> None:
+    y = np.repeat(np.arange(43), 5)
+    kept, held = split_by_class(y, None, share=0.5, seed=0)
+    assert abs(len(held) - len(y) / 2) <= 1
+    assert len(kept) + len(held) == len(y)
+
+
+def test_the_seed_decides() -> None:
+    y = np.repeat(np.arange(3), 50)
+    first, again, other = (split_by_class(y, None, share=0.3, seed=seed)[1] for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert set(first) != set(other)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
+def test_shares_outside_of_the_open_interval_are_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share"):
+        split_by_class(np.zeros(4, np.int64), None, share=share, seed=0)
