@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.table import Table
 from service.demo.findings import Bar, Findings, Share
 from service.demo.material import Material
 
-ATTACK_NAMES = {"fgsm": "FGSM", "ifgsm": "I-FGSM", "pgd-margin": "PGD with the margin loss"}
+ATTACK_NAMES = {"fgsm": "FGSM", "ifgsm": "I-FGSM", "pgd-margin": "PGD, margin loss"}
 
 
 def show_findings(console: Console, found: Findings, material: Material) -> None:
@@ -44,15 +44,13 @@ def _rows(found: Findings) -> Iterator[tuple[str, Share | str]]:
     for refusals in found.refusals:
         yield f"answered null (α = {refusals.alpha:g})", ""
         for kind, share in refusals.share.items():
-            yield f"  {kind} images{_why(refusals.reasons[kind])}", share
+            yield f"  {kind} images", share
+            for reason, count in refusals.reasons[kind].items():
+                yield f"    because {reason}", Share(count, share.n)
 
 
 def _named(attack: str) -> str:
     return ATTACK_NAMES.get(attack, attack)
-
-
-def _why(reasons: Mapping[str, int]) -> str:
-    return f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})" if reasons else ""
 
 
 def _cells(share: Share) -> tuple[str, str, str]:

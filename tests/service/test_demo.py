@@ -44,7 +44,7 @@ def measured(
     verdicts = [verdict(i, path, quarantined=i < found) for i, path in enumerate(poisoned)]
     verdicts += [verdict(i, f"0/c{i}.png", quarantined=i < lost) for i in range(CLEAN)]
     metrics = {"alpha": 0.01, "num_calibration": 125}
-    attacks = [{"attack": "none", "accuracy": 1.0, "n": 50}, {"attack": "fgsm", "accuracy": 0.5, "n": 50}]
+    attacks = [{"attack": "none", "accuracy": 1.0, "n": 50}, {"attack": "pgd-margin", "accuracy": 0.5, "n": 50}]
     result = {"alpha": 0.01, "num_calibration": 250, "metrics": metrics, "evaluation": {"attacks": attacks}}
     predictions = {
         "clean": [prediction(int(i < right), abstained=i < refused) for i in range(TEST)],
@@ -67,7 +67,7 @@ def test_every_figure_is_counted() -> None:
     assert {name: share.k for name, share in found.found_by_attack.items()} == {"fgsm": 4, "ifgsm": 4}
     assert (found.clean_lost.k, found.clean_lost.n) == (3, CLEAN)
     assert found.accuracy["clean"].k == 95
-    assert found.white_box == {"fgsm": Share(25, 50)}
+    assert found.white_box == {"pgd-margin": Share(25, 50)}
     (told,) = found.refusals
     assert {kind: share.k for kind, share in told.share.items()} == {"clean": 2, "attacked": TEST, "foreign": 60}
     assert told.reasons["clean"] == {"perturbed": 2}
@@ -100,7 +100,7 @@ def test_the_table_fits_a_plain_terminal() -> None:
     console = Console(file=io.StringIO(), width=80)
     show_findings(console, measured(), material({}))
     told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "100.00%" in told and "10 of 10" in told and "…" not in told
+    assert "100.00%" in told and "10 of 10" in told and "PGD, margin loss" in told and "…" not in told
 
 
 def test_auroc_of_small_cases() -> None:
