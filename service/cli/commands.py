@@ -12,7 +12,7 @@ from rich.console import Console
 from service.cli.archive import opened_for_upload
 from service.cli.outcome import DONE, EXIT_CODES, FAILED, INTERRUPTED, Commands, complain
 from service.cli.params import ParamOption, parse_params
-from service.cli.show import JobProgress, print_json, show_job, show_jobs, show_predictions, upload_bar
+from service.cli.show import JobProgress, print_json, results_console, show_job, show_jobs, show_predictions, upload_bar
 from service.cli.target import DEFAULT_HOME, HomeOption, KeyOption, UrlOption, connect
 from service.client import Job, WinnowClient
 
@@ -194,7 +194,7 @@ def predict(
         print_json(answer.model_dump())
         return
     names = [str(image) for image in images] if whole is None else [f"[{i}]" for i in range(len(answer.predictions))]
-    show_predictions(Console(), names, answer.predictions)
+    show_predictions(results_console(), names, answer.predictions)
 
 
 @app.command()
@@ -229,7 +229,7 @@ def _list_jobs(found: list[Job], *, as_json: bool) -> None:
     if as_json:
         print_json([job.model_dump() for job in found])
     else:
-        show_jobs(Console(), found)
+        show_jobs(results_console(), found)
 
 
 def _follow(client: WinnowClient, job: Job, *, no_wait: bool, as_json: bool) -> None:
@@ -239,7 +239,7 @@ def _follow(client: WinnowClient, job: Job, *, no_wait: bool, as_json: bool) -> 
     if as_json:
         print_json(job.model_dump())
     else:
-        show_job(Console(), job)
+        show_job(results_console(), job)
     raise typer.Exit(FAILED if job.finished and not job.succeeded else DONE)
 
 

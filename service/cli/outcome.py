@@ -44,7 +44,8 @@ def _told(error: ClientError | WinnowError) -> str:
     lines = [f"{error.detail} ({error.code})"]
     if hint := error.extra.get("hint"):
         lines.append(str(hint))
-    lines += [f"  {_one_line(fault)}" for fault in error.extra.get("errors") or []]
+    faults = [_one_line(fault) for fault in error.extra.get("errors") or []]
+    lines += [f"  {fault}" for fault in faults if fault not in error.detail]
     return "\n".join(lines)
 
 

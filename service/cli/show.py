@@ -15,11 +15,19 @@ from rich.table import Table
 from service.client import Job, Prediction
 
 LONGEST_VALUE = 100
+INTERVAL = {"share", "low", "high", "n"}
+PIPED_WIDTH = 140
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, and nothing else there."""
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
+
+
+def results_console() -> Console:
+    """Stdout; wide where it is no terminal, so that nothing is cut off on its way into a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPED_WIDTH)
 
 
 class JobProgress:
@@ -89,7 +97,7 @@ def show_jobs(console: Console, jobs: Iterable[Job]) -> None:
     for job in jobs:
         result = job.result or {}
         outcome = str(result.get("model") or result.get("dataset") or job.trouble or "")
-        table.add_row(job.id, job.type, _coloured(job.state), _share(job), (job.created_at or "")[:19], outcome)
+        table.add_row(job.id, job.type, _coloured(job.state), _share(job), (job.created_at or "")[:16], outcome)
     console.print(table)
 
 
@@ -121,12 +129,23 @@ def _clock(seconds: float) -> str:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as lines; tables inside them are left to --json and the report."""
     facts: list[tuple[str, str]] = []
     for key, inner in value.items():
         name = f"{prefix}{key}"
         if isinstance(inner, Mapping):
-            facts += _flat(inner, f"{name}.")
+            facts += [(name, _interval(inner))] if inner.keys() == INTERVAL else _flat(inner, f"{name}.")
+        elif isinstance(inner, list) and any(isinstance(row, Mapping) for row in inner):
+            facts.append((name, f"{len(inner)} rows (--json shows them)"))
         else:
-            text = f"{inner:.4g}" if isinstance(inner, float) else str(inner)
-            facts.append((name, text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"))
+            facts.append((name, _text(inner)))
     return facts
+
+
+def _interval(share: Mapping[str, Any]) -> str:
+    return f"{share['share']:.2%} ({share['low']:.1%} to {share['high']:.1%} at 95 %, n = {share['n']})"
+
+
+def _text(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
