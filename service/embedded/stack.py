@@ -25,6 +25,7 @@ from service.settings import Settings
 BROKER_GRACE_S = 5.0
 WORKER_GRACE_S = 10.0
 GATEWAY_GRACE_S = 8.0
+READY_ANSWER_S = 5.0  # a gateway that looks for a broker in vain takes a while to say so
 
 
 def run_stack(settings: Settings, say: Say, *, bound_to: int | None = None) -> None:
@@ -123,7 +124,7 @@ def url_of(host: str, port: int) -> str:
 
 def what_is_missing(host: str, port: int) -> str | None:
     """What keeps the stack from being ready, as the gateway's /readyz says; None when nothing does."""
-    connection = http.client.HTTPConnection(host, port, timeout=2.0)
+    connection = http.client.HTTPConnection(host, port, timeout=READY_ANSWER_S)
     with closing(connection):
         try:
             connection.request("GET", "/readyz")
