@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-from models.filtering import Filter
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -14,6 +13,7 @@ from safetensors.torch import load as load_torch
 from safetensors.torch import save as save_torch
 from torch import nn
 
+from models.filtering import Filter
 from service.storage import Storage
 
 

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from models.distillation import Distilled
 from models.specs import DistillSpec
 from service.db import now
 from worker.context import Context
-
-if TYPE_CHECKING:
-    from models.distillation import Distilled
-    from worker.distill import Material
-
-LIBRARIES = ("torch", "numpy", "onnx", "onnxscript", "pillow", "winnow")
-
-
-def library_versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+from worker.libraries import library_versions
+from worker.material import Material
 
 
 def write(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from models.filtering import Filter
-from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from models.abstention import calibrate_abstention
@@ -16,18 +13,15 @@ from models.classifiers import Classifier
 from models.distillation import Distilled, distill
 from models.onnx_export import check_parity, export_detector, export_student
 from models.specs import DistillSpec
-from models.splits import split_by_class
 from models.uncertainty import mc_probabilities
-from service.datasets import repository as datasets
 from service.errors import UnusableDataset
 from service.registry import bundle
 from service.registry import repository as registry
 from service.registry.calibration import McDropout, ServingCalibration
 from worker import card
-from worker.artifacts import FilterArtifacts, save_network
+from worker.artifacts import save_network
 from worker.context import Context, Outcome
-from worker.datasets import groups_of, open_version, relabelled
-from worker.lineage import sanitise_filter
+from worker.material import Material, gather
 from worker.scoring import in_batches
 
 PLAN = {"teacher": 50.0, "soft labels": 2.0, "student": 45.0, "calibrating": 3.0, "exporting": 5.0}
@@ -35,24 +29,10 @@ PARITY_ATOL = 1e-4
 PARITY_IMAGES = 32
 
 
-@dataclass(frozen=True, eq=False)
-class Material:
-    """What a distill job works with. The held-out images were seen by neither filter nor student."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    held_images: NDArray[np.uint8]
-    held_labels: NDArray[np.int64]
-    classes: list[str]
-    image_shape: tuple[int, int, int]
-    detector: Filter | None
-    lineage: dict[str, Any]
-
-
 def run(context: Context) -> Outcome:
     context.progress.plan(PLAN)
     spec = DistillSpec.model_validate(context.claim.params)
-    material = _gather(context, spec)
+    material = gather(context, spec)
     distilled = distill(
         material.images,
         material.labels,
@@ -79,55 +59,6 @@ def run(context: Context) -> Outcome:
         return {"model": registry.reference_of(row)}
 
     return Outcome({"metrics": metrics, "bundle_digest": bundle.bundle_digest(digests)}, publish)
-
-
-def _gather(context: Context, spec: DistillSpec) -> Material:
-    inputs = context.claim.inputs
-    row, reader = open_version(context, inputs["dataset"])
-    kept = sanitise_filter(context, row)
-    everything = np.arange(row.num_samples)
-    labels = reader.labels()
-    lineage = {"dataset": inputs["dataset"], "dataset_digest": row.digest, "reference": inputs.get("reference")}
-    if "reference" in inputs:
-        held_images, held_labels = _from_reference(context, inputs["reference"], kept, row.classes)
-        train = everything
-    else:
-        share = spec.abstention.holdout_share
-        train, held = split_by_class(labels, groups_of(reader), share=share, seed=spec.seed)
-        held_images, held_labels = reader.images(held), labels[held]
-    _refuse_missing_classes(labels[train], row.classes, inputs["dataset"])
-    check_alpha(spec.abstention.alpha, len(held_labels))
-    return Material(
-        images=reader.images(train),
-        labels=labels[train],
-        held_images=held_images,
-        held_labels=held_labels,
-        classes=row.classes,
-        image_shape=reader.image_shape,
-        detector=kept.filter if kept else None,
-        lineage={**lineage, "num_held_out": len(held_labels), "sanitised": kept is not None},
-    )
-
-
-def _from_reference(
-    context: Context, reference: str, kept: FilterArtifacts | None, classes: list[str]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The reference's images, less those that the filter was fitted on: their scores would flatter."""
-    row, reader = open_version(context, reference)
-    same = kept is not None and kept.reference == datasets.reference_of(row)
-    rows = kept.held if kept is not None and same else np.arange(row.num_samples)
-    return reader.images(rows), relabelled(reader.labels(), row.classes, classes)[rows]
-
-
-def _refuse_missing_classes(labels: NDArray[np.int64], classes: list[str], dataset: str) -> None:
-    counts = np.bincount(labels, minlength=len(classes))
-    empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
-    if empty:
-        raise UnusableDataset(
-            f"{dataset} has no image left to train on in these classes: {', '.join(empty[:5])}. Add images of them, "
-            "leave the class out, or sanitise again with a lower false_quarantine_rate.",
-            code="empty_class",
-        )
 
 
 def _calibrate(

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from models.classifiers import Classifier, build_classifier
-from models.robustness import Answer, Robustness, accuracy_under_attack, guard, share
-from models.specs import DistillSpec, EvaluateSpec
+from models.robustness import Robustness, accuracy_under_attack, share
+from models.specs import EvaluateSpec
 from service.datasets import repository as datasets
-from service.references import parse_model_ref
-from service.registry import bundle as bundles
-from service.registry import repository as registry
-from worker.artifacts import load_network
 from worker.context import Context, Outcome
 from worker.datasets import open_version, relabelled
 from worker.examples import worst_cases
-from worker.lineage import sanitise_filter
 from worker.reporting import write_evaluation
+from worker.subject import Subject, Trial, load_subject
 
 PLAN = {"clean images": 10.0, "attacks": 85.0, "report": 5.0}
 BLOCK_IMAGES = 512
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """The model under test."""
-
-    reference: str
-    student: Classifier
-    answer: Answer
-    alpha: float
-    classes: list[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """What the model under test did."""
-
-    dataset: str
-    found: Robustness
-    clean: dict[str, Any]
-
-
 def run(context: Context) -> Outcome:
     context.progress.plan(PLAN)
     spec = EvaluateSpec.model_validate(context.claim.params)
-    subject = _load(context, spec)
+    subject = load_subject(context, spec)
     row, reader = open_version(context, context.claim.inputs["dataset"])
     labels = relabelled(reader.labels(), row.classes, subject.classes)
     clean = _clean(context, subject, reader.shards(), labels)
@@ -73,25 +47,6 @@ def run(context: Context) -> Outcome:
 def _sampled(num_samples: int, spec: EvaluateSpec) -> NDArray[np.int64]:
     rng = np.random.default_rng(np.random.PCG64(spec.seed))
     return np.sort(rng.permutation(num_samples)[: spec.max_images]).astype(np.int64)
-
-
-def _load(context: Context, spec: EvaluateSpec) -> Subject:
-    with context.runtime.database.session() as session:
-        row = registry.resolve(session, parse_model_ref(context.claim.inputs["model"]))
-    bundle = bundles.load(context.storage, row.prefix, row.files)
-    distilled = DistillSpec.model_validate(bundle.card["spec"])
-    student = build_classifier(
-        distilled.student, num_classes=len(bundle.classes), image_shape=bundle.image_shape, seed=distilled.seed
-    )
-    load_network(student, context.storage.read(f"{row.prefix}/student.safetensors"))
-    student.eval()
-    dataset, _ = open_version(context, bundle.card["lineage"]["dataset"])
-    kept = sanitise_filter(context, dataset)
-    calibration = bundle.calibration
-    alpha = spec.alpha or calibration.alpha
-    detector_score = kept.filter.score if kept is not None else None
-    answer = guard(student, calibration.mc.masks(), calibration.abstention, detector_score, alpha=alpha)
-    return Subject(registry.reference_of(row), student, answer, alpha, list(bundle.classes))
 
 
 def _clean(context: Context, subject: Subject, shards: Any, labels: NDArray[np.int64]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,9 +13,7 @@ from models.robustness import attacks
 from models.specs import EvaluateSpec
 from models.training import Watch
 from worker.reports.evaluate import AttackExample
-
-if TYPE_CHECKING:
-    from worker.evaluate import Subject
+from worker.subject import Subject
 
 TRIED_IMAGES = 64
 SHOWN_EACH = 4

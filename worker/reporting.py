@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import numpy as np
-from models.filtering import FilterFit
 from numpy.typing import NDArray
 
+from models.filtering import FilterFit
 from models.specs import EvaluateSpec, SanitiseSpec
 from service.datasets import repository as datasets
-from worker.card import library_versions
 from worker.context import Context
 from worker.judging import Judgement
+from worker.libraries import library_versions
 from worker.reports.evaluate import AttackExample, EvaluateFacts, evaluate_report
 from worker.reports.page import Report
 from worker.reports.sanitise import FitLosses, GalleryItem, SanitiseFacts, sanitise_report
-
-if TYPE_CHECKING:
-    from worker.evaluate import Subject, Trial
-    from worker.sanitise import Sets
+from worker.sets import Sets
+from worker.subject import Subject, Trial
 
 GALLERY_IMAGES = 24
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from models.filtering import FilterFit, fit_filter
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
+from models.filtering import FilterFit, fit_filter
 from models.specs import SanitiseSpec
-from models.splits import split_by_class
 from service.datasets import repository as datasets
-from service.datasets.shards import Row, ShardReader, ShardWriter, Written
+from service.datasets.shards import Row, ShardWriter, Written
 from service.jobs.verdicts import Verdict, VerdictTable
-from service.tables import DatasetVersion
 from worker import scoring
 from worker.artifacts import FilterArtifacts, save_filter
 from worker.context import Context, Outcome
-from worker.datasets import groups_of, open_version, relabelled
+from worker.datasets import relabelled
 from worker.judging import Judgement, judge
 from worker.reporting import write_sanitise
+from worker.sets import Sets, open_sets
 
 PLAN = {
     "surrogates": 20.0,
@@ -34,22 +32,10 @@ PLAN = {
 }
 
 
-@dataclass(frozen=True)
-class Sets:
-    """The two versions a sanitise job looks at."""
-
-    candidate: DatasetVersion
-    candidate_reader: ShardReader
-    reference: DatasetVersion
-    reference_reader: ShardReader
-    fit: NDArray[np.int64]  # rows of the reference that fit the filter
-    held: NDArray[np.int64]  # rows that calibrate it
-
-
 def run(context: Context) -> Outcome:
     context.progress.plan(PLAN)
     spec = SanitiseSpec.model_validate(context.claim.params)
-    sets = _open_sets(context, spec)
+    sets = open_sets(context, spec)
     fitted = _fit(context, sets, spec)
     watch = context.progress.enter("calibrating", unit="images")
     calibration = scoring.score_rows(fitted.filter, sets.reference_reader, sets.held, watch)
@@ -64,19 +50,6 @@ def run(context: Context) -> Outcome:
     context.progress.enter("report")
     write_sanitise(context, sets, fitted, judgement, verdicts, spec)
     return Outcome(_result(sets, judgement, verdicts), _publisher(context, sets, prefix, written))
-
-
-def _open_sets(context: Context, spec: SanitiseSpec) -> Sets:
-    inputs = context.claim.inputs
-    candidate, candidate_reader = open_version(context, inputs["dataset"])
-    reference, reference_reader = open_version(context, inputs["reference"])
-    fit, held = split_by_class(
-        reference_reader.labels(),
-        groups_of(reference_reader),
-        share=spec.calibration.calibration_share,
-        seed=spec.seed,
-    )
-    return Sets(candidate, candidate_reader, reference, reference_reader, fit, held)
 
 
 def _fit(context: Context, sets: Sets, spec: SanitiseSpec) -> FilterFit:
