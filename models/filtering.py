@@ -20,7 +20,7 @@ from models.autoencoders.bottleneck import BottleneckAutoencoder
 from models.autoencoders.residual import ResidualDenoiser
 from models.detectors.reconstruction_error import reconstruction_error
 from models.detectors.residual_energy import residual_energy
-from models.device import device_of, exact_convolutions
+from models.device import device_of, exact_convolutions, pick_device
 from models.images import Images, check_images, chunks, to_float
 from models.perturbations import Perturbations, add, craft
 from models.seeding import derive_seed, seeded
@@ -118,14 +118,14 @@ class Filter:
 
     @classmethod
     def load(cls, state: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> Filter:
-        """The filter that gave `state` and `meta`, on the CPU. Raises UnknownFilter."""
+        """The filter that gave `state` and `meta`, on `pick_device()`. Raises UnknownFilter."""
         try:
             height, width, channels = meta["image_shape"]
             network = _build(meta["kind"], (height, width, channels), meta["layers"])
             network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UnknownFilter(f"these weights and meta data make no filter: {error}") from error
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(device=pick_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(network.eval(), (height, width, channels), meta["layers"])
 
     def as_module(self) -> nn.Module:
