@@ -80,6 +80,7 @@ def test_cancel_ends_a_running_job_soon_and_leaves_nothing(
     assert written == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_gives_its_job_back(
     stack: RunningStack, client: WinnowClient, sets: dict[str, str], undisturbed: list[Any]
 ) -> None:
