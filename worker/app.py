@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 from celery import bootsteps, signals
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database, now
@@ -70,6 +70,10 @@ class Reaper(bootsteps.StartStopStep):
     def stop(self, _worker: Any) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        try:
+            self._say_goodbye()
+        except SQLAlchemyError as error:  # readiness will notice the silence a little later
+            log.warning("could not sign off", error=str(error))
 
     def _round(self) -> None:
         try:
@@ -77,6 +81,10 @@ class Reaper(bootsteps.StartStopStep):
             reap(self._database, self._doorbell)
         except SQLAlchemyError as error:
             log.warning("reaper could not reach the database", error=str(error))
+
+    def _say_goodbye(self) -> None:
+        with self._database.transaction() as session:
+            session.execute(delete(Worker).where(Worker.name == self._name))
 
     def _show_life(self) -> None:
         with self._database.transaction() as session:
