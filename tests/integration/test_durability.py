@@ -82,28 +82,40 @@ def test_cancel_ends_a_running_job_soon_and_leaves_nothing(
 
 @pytest.mark.slow
 def test_a_worker_that_is_stopped_gives_its_job_back(
-    stack: RunningStack, client: WinnowClient, sets: dict[str, str], undisturbed: list[Any]
+    stack: RunningStack, client: WinnowClient, sets: dict[str, str]
 ) -> None:
-    job = client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=PARAMS)
-    wait_for_phase(client, job, "denoiser")
-    parent, _ = worker_pids(stack)
-    os.kill(parent, signal.SIGTERM)
-    done = finished(client, job)
-    assert done.attempt == 2
-    assert decided(client, job) == undisturbed
+    params = {**PARAMS, "filter": {"width": 24, "fit": {"epochs": 12}}}  # long enough to be stopped in the middle of
+    untouched, stopped = (
+        client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=params) for _ in range(2)
+    )
+    finished(client, untouched)
+    wait_for_phase(client, stopped, "denoiser")
+    os.kill(worker_pids(stack)[0], signal.SIGTERM)
+    assert finished(client, stopped).attempt == 2
+    assert decided(client, stopped) == decided(client, untouched)
 
 
 def test_nothing_of_this_stack_swallows_cpu_when_idle(stack: RunningStack) -> None:
+    """It comes to rest: a worker that was restarted a moment ago may load its libraries first."""
+    deadline = time.monotonic() + 30
+    while (share := cpu_share(stack, seconds=2)) >= 0.15:
+        assert time.monotonic() < deadline, f"still at {share:.0%} of a core"
+
+
+def cpu_share(stack: RunningStack, *, seconds: float) -> float:
+    """Of one core, over the next `seconds`, by the supervisor and its parts."""
     state = read_state(stack.home)
     assert state is not None
     pids = [state.pid, *state.parts.values()]
+    try:
+        before, began = ticks(pids), time.monotonic()
+        time.sleep(seconds)
+        spent = ticks(pids) - before
+    except FileNotFoundError:  # a part was being restarted: not at rest
+        return 1.0
+    return spent / os.sysconf("SC_CLK_TCK") / (time.monotonic() - began)
 
-    def ticks() -> int:
-        return sum(
-            sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) for pid in pids
-        )
 
-    before, began = ticks(), time.monotonic()
-    time.sleep(3)
-    seconds = (ticks() - before) / os.sysconf("SC_CLK_TCK")
-    assert seconds / (time.monotonic() - began) < 0.15
+def ticks(pids: list[int]) -> int:
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats)
