@@ -22,6 +22,7 @@ IMAGE_KEYS = ("images", "x", "x_train")
 LABEL_KEYS = ("labels", "y", "y_train")
 GROUP_KEYS = ("groups",)
 MAX_CLASSES = 10_000
+# What zipfile, zlib and numpy raise on a damaged or hostile npz.
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, SyntaxError)
 
 

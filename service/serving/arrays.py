@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -16,13 +15,13 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from service.datasets.decode import fit_pixels
+from service.datasets.npz import BROKEN
 from service.serving.batches import Images
 from service.serving.errors import BadImages, BodyTooLarge, TooManyImages
 
 ARRAY = "images"
 MAX_JSON_BYTES = 8 * 1024 * 1024  # nested lists take many times their text in memory
 HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, SyntaxError)
 ENCRYPTED = 0x1
 TO_BYTES = "Convert them to whole numbers from 0 to 255, for example (x * 255).round().astype('uint8')."
 
