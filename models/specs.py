@@ -7,29 +7,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-EpsLinf = Annotated[float, Field(gt=0, le=1, description="L∞ radius in units of the pixel range [0, 1]")]
-Probability = Annotated[float, Field(gt=0, lt=1)]
-Width = Annotated[int, Field(ge=4, le=256, multiple_of=4, description="channels; fast kernels want fours")]
-Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-
-
-class Spec(BaseModel):
-    """A frozen set of parameters; an unknown name is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FitSpec(Spec):
-    """One run of the fit loop. Learning rates follow a one-cycle schedule that peaks at `peak_lr`."""
-
-    epochs: Annotated[int, Field(ge=1, le=500)] = 5
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    peak_lr: Annotated[float, Field(gt=0, le=10)] = 4e-3
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+from models.filter_specs import PRESETS as PRESETS
+from models.filter_specs import BottleneckSpec as BottleneckSpec
+from models.filter_specs import ConvolutionalSpec as ConvolutionalSpec
+from models.filter_specs import FilterSpec as FilterSpec
+from models.filter_specs import PerturbationSpec as PerturbationSpec
+from models.filter_specs import PresetName as PresetName
+from models.filter_specs import ResidualSpec as ResidualSpec
+from models.filter_specs import SearchSpec as SearchSpec
+from models.spec_fields import EpsLinf as EpsLinf
+from models.spec_fields import FitSpec as FitSpec
+from models.spec_fields import Probability as Probability
+from models.spec_fields import Seed as Seed
+from models.spec_fields import Spec as Spec
+from models.spec_fields import Width as Width
 
 
 class ImageSpec(Spec):
@@ -45,43 +38,6 @@ class IngestSpec(ImageSpec):
     max_rejected_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.1, description="fail the job when more than this share of the images cannot be decoded"
     )
-
-
-class PerturbationSpec(Spec):
-    """The perturbations the filter learns to undo: FGSM and I-FGSM, at `eps_linf` times each of the scales' range."""
-
-    eps_linf: EpsLinf = 0.01
-    step_linf: EpsLinf = 0.01
-    steps: Annotated[int, Field(ge=1, le=100)] = 10
-    scale_low: Annotated[float, Field(gt=0, le=10)] = 0.4
-    scale_high: Annotated[float, Field(gt=0, le=10)] = 2.5
-    surrogates: Annotated[int, Field(ge=1, le=4)] = Field(2, description="how many surrogate networks craft them")
-
-    @model_validator(mode="after")
-    def _scales_in_order(self) -> Self:
-        if self.scale_low > self.scale_high:
-            raise ValueError("scale_low must not exceed scale_high")
-        return self
-
-
-class ResidualSpec(Spec):
-    """Residual denoiser: x̂ = x − ε·n(x), trained to predict the perturbation itself."""
-
-    kind: Literal["residual"] = "residual"
-    width: Width = 24
-    depth: Annotated[int, Field(ge=2, le=20)] = 5
-    max_images: Annotated[int, Field(ge=64)] = Field(8000, description="reference images drawn for training, at most")
-    fit: FitSpec = FitSpec(epochs=8, batch_size=64, optimizer="adam", peak_lr=4e-3)
-
-
-class BottleneckSpec(Spec):
-    """Bottleneck denoising autoencoder of Badjie et al.; trained with MSE by SGD."""
-
-    kind: Literal["bottleneck"] = "bottleneck"
-    width: Width = 32
-    latent: Annotated[int, Field(ge=2, le=2048)] = 128
-    max_images: Annotated[int, Field(ge=64)] = 8000
-    fit: FitSpec = FitSpec(epochs=20, batch_size=64, optimizer="sgd", peak_lr=0.1)
 
 
 class InferThreshold(Spec):
@@ -115,29 +71,18 @@ class PolicySpec(Spec):
     pass_through: Literal["original", "reconstructed"] = "original"
 
 
-FilterSpec = Annotated[ResidualSpec | BottleneckSpec, Field(discriminator="kind")]
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "residual": {"filter": {"kind": "residual"}, "calibration": {"false_quarantine_rate": 0.01}},
-    "badjie": {
-        "filter": {"kind": "bottleneck"},
-        "calibration": {"threshold": 0.003},
-        "policy": {"pass_through": "reconstructed"},
-    },
-}
-"""Badjie et al. start at threshold 0.015 and end at 0.003; images under it reach the teacher as reconstructions."""
-
 CALIBRATION_RULES = ("false_quarantine_rate", "threshold", "infer_threshold")
 
 
 class SanitiseSpec(Spec):
     """Parameters of a sanitise job. `preset` fills what is not given; a rule given replaces the preset's."""
 
-    preset: Literal["residual", "badjie"] = "residual"
+    preset: PresetName = "residual"
     filter: FilterSpec = ResidualSpec()
     perturbation: PerturbationSpec = PerturbationSpec()
     calibration: CalibrationSpec = CalibrationSpec(false_quarantine_rate=0.01)
     policy: PolicySpec = PolicySpec()
+    search: SearchSpec | None = Field(None, description="look for better hyperparameters of the filter first")
     seed: Seed = 0
 
     @model_validator(mode="before")
@@ -151,7 +96,9 @@ class SanitiseSpec(Spec):
         for section in ("filter", "policy"):
             asked = given.get(section)
             if isinstance(asked, dict):
-                merged[section] = {**preset.get(section, {}), **asked}
+                base = preset.get(section, {})
+                same = asked.get("kind", base.get("kind")) == base.get("kind")
+                merged[section] = {**base, **asked} if same else asked
         merged["calibration"] = _calibration(preset.get("calibration", {}), given)
         return merged
 
