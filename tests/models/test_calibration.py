@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,12 @@ from scipy import stats
 
 from models.calibration import (
     AlphaTooSmall,
+    ClassesTooSmall,
     JointTest,
+    PerClassTest,
     check_alpha,
+    check_alpha_per_class,
+    class_p_values,
     conformal_p_values,
     infer_threshold,
     realised_rate_bounds,
@@ -130,28 +136,90 @@ def test_one_test_alone_is_the_plain_conformal_test(scores: np.ndarray, calibrat
     assert joint.tolist() == own[:, 0].tolist() == conformal_p_values(scores, calibration).tolist()
 
 
-def full_conformal(image: np.ndarray, calibration: np.ndarray) -> float:
+def full_conformal(image: np.ndarray, calibration: np.ndarray, weights: tuple[float, ...]) -> float:
     """The definition, spelled out: rank all m + 1 images among themselves, then count."""
     together = np.vstack([calibration, image])
+    shares = np.array(weights) / sum(weights)
     keys = [
-        min((sum(other[j] >= scores[j] for other in together), j) for j in range(together.shape[1]))
+        min((sum(other[j] >= scores[j] for other in together) / shares[j], j) for j in range(together.shape[1]))
         for scores in together
     ]
     return sum(key <= keys[-1] for key in keys) / len(keys)
 
 
-@steady
-@given(
-    st.integers(1, 3).flatmap(
-        lambda t: st.tuples(*(arrays(np.float64, (rows, t), elements=COARSE) for rows in (4, 12)))
+WEIGHTS = st.sampled_from([1.0, 2.0, 3.0, 0.5, 0.7])
+PANELS = st.integers(1, 4).flatmap(
+    lambda t: st.tuples(
+        arrays(np.float64, (4, t), elements=COARSE),
+        st.integers(1, 12).flatmap(lambda m: arrays(np.float64, (m, t), elements=COARSE)),
+        st.tuples(*[WEIGHTS] * t),
     )
 )
-def test_joint_p_value_is_full_conformal_prediction(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    scores, calibration = pair
-    joint, own = JointTest(calibration).p_values(scores)
-    assert joint.tolist() == [full_conformal(image, calibration) for image in scores]
+
+
+@settings(steady, max_examples=400)
+@given(PANELS)
+def test_joint_p_value_is_full_conformal_prediction(panel: tuple[np.ndarray, np.ndarray, tuple[float, ...]]) -> None:
+    scores, calibration, weights = panel
+    joint, own = JointTest(calibration, weights).p_values(scores)
+    assert joint.tolist() == [full_conformal(image, calibration, weights) for image in scores]
     for column in range(scores.shape[1]):
         assert own[:, column].tolist() == conformal_p_values(scores[:, column], calibration[:, column]).tolist()
+
+
+@pytest.mark.parametrize("digits", [0, 1, 8])
+def test_joint_p_values_of_a_larger_panel_are_full_conformal_too(digits: int) -> None:
+    rng, weights = np.random.default_rng(5), (3.0, 1.0, 1.0, 2.0, 1.0)
+    scores, calibration = (np.round(rng.normal(size=(rows, 5)) @ mix, digits) for rows, mix in correlated(rng, 15, 80))
+    joint, _ = JointTest(calibration, weights).p_values(scores)
+    assert joint.tolist() == [full_conformal(image, calibration, weights) for image in scores]
+
+
+def correlated(rng: np.random.Generator, *rows: int) -> list[tuple[int, np.ndarray]]:
+    mix = np.eye(5) + 0.5 * rng.normal(size=(5, 5))
+    return [(count, mix) for count in rows]
+
+
+@settings(steady, max_examples=200)
+@given(PANELS, st.floats(0.05, 0.95))
+def test_a_test_beyond_its_level_is_enough_and_none_beyond_is_not(
+    panel: tuple[np.ndarray, np.ndarray, tuple[float, ...]], alpha: float
+) -> None:
+    """Exactly so without ties; a tie may only make the image more suspicious than its ranks alone."""
+    scores, calibration, weights = panel
+    test = JointTest(calibration, weights)
+    joint, own = test.p_values(scores)
+    beyond = (own <= test.levels(alpha)).any(axis=1)
+    assert (joint <= alpha)[beyond].all()
+    ties = (scores[:, None] == calibration[None]).any(axis=(1, 2))
+    assert not (joint <= alpha)[~beyond & ~ties].any()
+
+
+def test_a_weight_is_a_share_of_alpha() -> None:
+    """Two tests that never agree: each flags its weight's share of what is flagged."""
+    rng = np.random.default_rng(6)
+    scores = rng.normal(size=(40_000, 2))
+    test = JointTest(rng.normal(size=(39_999, 2)), (3, 1))
+    joint, own = test.p_values(scores)
+    first, second = (own[joint <= 0.04] <= test.levels(0.04)).mean(axis=0)
+    assert first / second == pytest.approx(3, rel=0.25)
+    assert test.levels(0.04) == pytest.approx([0.03, 0.01], rel=0.1)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, np.nan)])
+def test_weights_that_are_not_one_positive_number_a_test_are_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="2 positive numbers"):
+        JointTest(np.zeros((5, 2)), weights)
+
+
+def test_a_large_panel_takes_no_comparison_of_every_image_with_every_other() -> None:
+    """200,000 images, 4,000 calibration images and 6 tests would be 5e9 comparisons."""
+    rng = np.random.default_rng(7)
+    scores, calibration = rng.normal(size=(200_000, 6)), rng.normal(size=(4000, 6))
+    start = time.process_time()
+    joint, _ = JointTest(calibration).p_values(scores)
+    assert time.process_time() - start < 2.5
+    assert np.mean(joint <= 0.05) == pytest.approx(0.05, abs=0.01)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
@@ -169,12 +237,10 @@ def test_two_tests_together_keep_alpha(alpha: float, correlation: float) -> None
     assert abs(rates.mean() - alpha) < 4 * spread
 
 
-def test_a_joint_p_value_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_joint_p_value_does_not_depend_on_the_batch() -> None:
     rng = np.random.default_rng(3)
     test, scores = JointTest(rng.normal(size=(50, 2))), rng.normal(size=(40, 2))
     together, _ = test.p_values(scores)
-    monkeypatch.setattr("models.calibration.COMPARISONS_AT_ONCE", 100)
-    assert together.tolist() == test.p_values(scores)[0].tolist()
     assert together.tolist() == [float(test.p_values(scores[i : i + 1])[0][0]) for i in range(40)]
 
 
@@ -188,3 +254,56 @@ def test_an_image_beyond_all_calibration_in_the_first_test_has_the_smallest_p_va
 def test_scores_of_another_number_of_tests_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(n, 2\)"):
         JointTest(np.zeros((5, 2))).p_values(np.zeros((3, 1)))
+
+
+LABELLED = st.tuples(
+    coarse_scores(0, 15).flatmap(lambda s: st.tuples(st.just(s), arrays(np.int64, len(s), elements=st.integers(0, 2)))),
+    coarse_scores(0, 25).flatmap(lambda s: st.tuples(st.just(s), arrays(np.int64, len(s), elements=st.integers(0, 2)))),
+)
+
+
+@steady
+@given(LABELLED)
+def test_a_class_p_value_counts_its_own_class_only(
+    sample: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> None:
+    (scores, labels), (calibration, calibration_labels) = sample
+    p = class_p_values(scores, labels, calibration, calibration_labels)
+    for value, score, label in zip(p, scores, labels, strict=True):
+        same = calibration[calibration_labels == label]
+        assert value == (1 + np.sum(same >= score)) / (len(same) + 1)
+    test = PerClassTest(calibration[:, None], calibration_labels, JointTest)
+    joint, own = test.p_values(scores[:, None], labels)
+    assert joint.tolist() == own[:, 0].tolist() == p.tolist()
+
+
+def test_per_class_every_class_keeps_alpha_where_the_whole_set_does_not() -> None:
+    """Class 1 scores higher than class 0: over all labels together it would pay for both."""
+    rng, rates, together = np.random.default_rng(8), [], []
+    for _ in range(300):
+        labels = np.tile([0, 1], 250)
+        scores = rng.normal(size=(500, 2)) + 2 * labels[:, None]
+        test = PerClassTest(scores[:300], labels[:300], JointTest)
+        flagged = test.p_values(scores[300:], labels[300:])[0] <= 0.05
+        rates.append([flagged[labels[300:] == label].mean() for label in (0, 1)])
+        whole = JointTest(scores[:300]).p_values(scores[300:])[0] <= 0.05
+        together.append(whole[labels[300:] == 1].mean())
+    standard_error = np.std(rates, axis=0) / np.sqrt(len(rates))
+    assert (np.mean(rates, axis=0) <= 0.05 + 2 * standard_error).all()
+    assert (np.mean(rates, axis=0) > 0.035).all()
+    assert np.mean(together) > 0.08
+
+
+def test_classes_with_too_few_calibration_samples_are_named_with_the_alpha_they_can_promise() -> None:
+    labels, calibration_labels = np.array([0, 1, 2]), np.repeat([0, 1, 3], [99, 24, 1])
+    with pytest.raises(ClassesTooSmall, match=r"cars \(24\), ships \(0\)") as refused:
+        check_alpha_per_class(0.01, labels, calibration_labels, ["planes", "cars", "ships", "trains"])
+    assert (refused.value.classes, refused.value.smallest) == (("cars", "ships"), 1.0)
+    with pytest.raises(AlphaTooSmall, match="1/25"):
+        check_alpha_per_class(0.01, labels[:2], calibration_labels)
+    check_alpha_per_class(0.04, labels[:2], calibration_labels)
+
+
+def test_labels_that_do_not_fit_the_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        class_p_values(np.zeros(3), np.zeros(2, np.int64), np.zeros(2), np.zeros(2, np.int64))
