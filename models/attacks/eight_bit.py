@@ -13,7 +13,7 @@ LEVEL_TOLERANCE = 1e-3
 
 def seen_in_8bit(x: Tensor) -> Tensor:
     """to_8bit(x) going forward, x going backward: rounding has no gradient of its own."""
-    return x + (to_8bit(x) - x).detach()
+    return to_8bit(x).detach() + (x - x.detach())  # in this order the sum is exact
 
 
 def linf_box(x: Tensor, eps_linf: float | None, *, eight_bit: bool) -> tuple[Tensor, Tensor]:
