@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from models.combination import Combine
 from models.filter_specs import PRESETS as PRESETS
 from models.filter_specs import BottleneckSpec as BottleneckSpec
 from models.filter_specs import ConvolutionalSpec as ConvolutionalSpec
@@ -47,21 +48,38 @@ class InferThreshold(Spec):
 
 
 class CalibrationSpec(Spec):
-    """How a score becomes a verdict: exactly one of the three rules."""
+    """How scores become a verdict: exactly one of the four rules. The two rates judge the panel, a threshold one score."""
 
     false_quarantine_rate: Probability | None = Field(None, description="α: share of clean images that may be flagged")
+    false_discovery_rate: Probability | None = Field(
+        None, description="share of the flagged images that may be clean (Benjamini–Hochberg)"
+    )
     threshold: Annotated[float, Field(gt=0)] | None = Field(None, description="flag where the score exceeds it")
     infer_threshold: InferThreshold | None = None
     calibration_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="share of the reference that is held out of every fit and calibrates"
     )
+    per_class: bool = Field(False, description="calibrate each class by its own images, so that each keeps the rate")
+    calibrate_on: Literal["reference", "candidates"] = Field(
+        "reference",
+        description="candidates: on the bulk of the candidates, most of which must be clean; rates are then estimates",
+    )
+    combine: Combine = Field("joint", description="how several detectors' p-values become one")
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
-        rules = [self.false_quarantine_rate, self.threshold, self.infer_threshold]
-        if sum(rule is not None for rule in rules) != 1:
-            raise ValueError("give exactly one of false_quarantine_rate, threshold, infer_threshold")
+        if sum(getattr(self, rule) is not None for rule in CALIBRATION_RULES) != 1:
+            raise ValueError(f"give exactly one of {', '.join(CALIBRATION_RULES)}")
+        if self.per_class and self.rate is None:
+            raise ValueError(
+                "per_class needs false_quarantine_rate or false_discovery_rate: a threshold knows no class"
+            )
         return self
+
+    @property
+    def rate(self) -> float | None:
+        """The rate asked for, of whichever kind; None under a threshold."""
+        return self.false_quarantine_rate if self.false_quarantine_rate is not None else self.false_discovery_rate
 
 
 class PolicySpec(Spec):
@@ -71,7 +89,9 @@ class PolicySpec(Spec):
     pass_through: Literal["original", "reconstructed"] = "original"
 
 
-CALIBRATION_RULES = ("false_quarantine_rate", "threshold", "infer_threshold")
+CALIBRATION_RULES = ("false_quarantine_rate", "false_discovery_rate", "threshold", "infer_threshold")
+CALIBRATION_CHOICES = (*CALIBRATION_RULES, "per_class", "calibrate_on", "combine")
+"""What may be said at the top level of a sanitise job's parameters for short."""
 
 
 class SanitiseSpec(Spec):
@@ -88,11 +108,11 @@ class SanitiseSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        """Lay `given` over the preset, and lift calibration rules given at the top level into `calibration`."""
+        """Lay `given` over the preset, and lift calibration choices given at the top level into `calibration`."""
         if not isinstance(given, dict):
             return given
         preset = PRESETS.get(given.get("preset", "residual"), {})
-        merged = {**preset, **{k: v for k, v in given.items() if k not in CALIBRATION_RULES}}
+        merged = {**preset, **{k: v for k, v in given.items() if k not in CALIBRATION_CHOICES}}
         for section in ("filter", "policy"):
             asked = given.get(section)
             if isinstance(asked, dict):
@@ -107,7 +127,7 @@ def _calibration(preset: dict[str, Any], given: dict[str, Any]) -> Any:
     asked = given.get("calibration", {})
     if not isinstance(asked, dict):
         return asked
-    asked = {**asked, **{rule: given[rule] for rule in CALIBRATION_RULES if rule in given}}
+    asked = {**asked, **{choice: given[choice] for choice in CALIBRATION_CHOICES if choice in given}}
     if any(asked.get(rule) is not None for rule in CALIBRATION_RULES):
         preset = {k: v for k, v in preset.items() if k not in CALIBRATION_RULES}
     return {**preset, **asked}
