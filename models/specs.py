@@ -48,7 +48,7 @@ class InferThreshold(Spec):
 
 
 class CalibrationSpec(Spec):
-    """How scores become a verdict: exactly one of the four rules. The two rates judge the panel, a threshold one score."""
+    """How scores become a verdict: exactly one of the four rules. Rates judge the panel, a threshold one score."""
 
     false_quarantine_rate: Probability | None = Field(None, description="α: share of clean images that may be flagged")
     false_discovery_rate: Probability | None = Field(
@@ -72,7 +72,7 @@ class CalibrationSpec(Spec):
             raise ValueError(f"give exactly one of {', '.join(CALIBRATION_RULES)}")
         if self.per_class and self.rate is None:
             raise ValueError(
-                "per_class needs false_quarantine_rate or false_discovery_rate: a threshold knows no class"
+                "per_class needs false_quarantine_rate or false_discovery_rate: a threshold has none"
             )
         return self
 
