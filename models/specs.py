@@ -18,6 +18,8 @@ from models.filter_specs import PerturbationSpec as PerturbationSpec
 from models.filter_specs import PresetName as PresetName
 from models.filter_specs import ResidualSpec as ResidualSpec
 from models.filter_specs import SearchSpec as SearchSpec
+from models.panel_specs import DetectorName as DetectorName
+from models.panel_specs import PanelSpec as PanelSpec
 from models.spec_fields import EpsLinf as EpsLinf
 from models.spec_fields import FitSpec as FitSpec
 from models.spec_fields import Probability as Probability
@@ -71,9 +73,7 @@ class CalibrationSpec(Spec):
         if sum(getattr(self, rule) is not None for rule in CALIBRATION_RULES) != 1:
             raise ValueError(f"give exactly one of {', '.join(CALIBRATION_RULES)}")
         if self.per_class and self.rate is None:
-            raise ValueError(
-                "per_class needs false_quarantine_rate or false_discovery_rate: a threshold has none"
-            )
+            raise ValueError("per_class needs false_quarantine_rate or false_discovery_rate: a threshold has none")
         return self
 
     @property
@@ -102,6 +102,7 @@ class SanitiseSpec(Spec):
     perturbation: PerturbationSpec = PerturbationSpec()
     calibration: CalibrationSpec = CalibrationSpec(false_quarantine_rate=0.01)
     policy: PolicySpec = PolicySpec()
+    panel: PanelSpec = PanelSpec()
     search: SearchSpec | None = Field(None, description="look for better hyperparameters of the filter first")
     seed: Seed = 0
 

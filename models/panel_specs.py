@@ -1,0 +1,43 @@
+"""What a job may say about the panel of detectors that look at labels and at the set as a whole. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from models.spec_fields import Spec, Width
+
+DetectorName = Literal[
+    "label_loss",
+    "poison_gain",
+    "label_agreement",
+    "spectral_signature",
+    "activation_clustering",
+    "duplicates",
+    "reconstruction_divergence",
+]
+
+
+class PanelSpec(Spec):
+    """The detectors beside the filter's own score, and the budget of the classifiers that they look through.
+
+    The budget is counted in steps and images, not in seconds, so that verdicts do not depend on the machine.
+    """
+
+    detectors: tuple[DetectorName, ...] = Field(
+        ("label_loss", "poison_gain"), description="each more costs the others a part of the error rate they share"
+    )
+    max_images: Annotated[int, Field(ge=500)] = Field(
+        20_000, description="candidates and held-out images drawn to fit the panel on, at most"
+    )
+    rounds: Annotated[int, Field(ge=1, le=10)] = Field(3, description="of taking in what the round before confirmed")
+    steps: Annotated[int, Field(ge=10, le=100_000)] = Field(250, description="of 128 images, for each classifier")
+    width: Width = 16
+
+    @field_validator("detectors")
+    @classmethod
+    def _once_each(cls, value: tuple[DetectorName, ...]) -> tuple[DetectorName, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("name each detector once")
+        return value

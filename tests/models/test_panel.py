@@ -1,0 +1,164 @@
+"""The panel on drawn shapes with a backdoor and with flipped labels: what it finds, and that it repeats itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.calibration import conformal_p_values
+from models.panel.panel import Panel, PanelFit, fit_panel
+from models.panel.pool import Pool, folds_of
+from models.specs import PanelSpec
+from models.training import Forgetful, Silent, Stopped
+
+SIDE, CLASSES, TRUSTED = 12, 3, 120
+SPEC = PanelSpec(
+    detectors=("label_loss", "poison_gain", "label_agreement", "spectral_signature"), rounds=2, steps=40, width=8
+)
+
+
+def shapes(count: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Bars: across, down or aslant, somewhere, on noise."""
+    labels = rng.integers(0, CLASSES, count)
+    images = rng.integers(0, 60, (count, SIDE, SIDE, 1)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        at, light = rng.integers(2, SIDE - 2), rng.integers(120, 250)
+        if label == 0:
+            image[at - 1 : at + 1, 1:-1] = light
+        elif label == 1:
+            image[1:-1, at - 1 : at + 1] = light
+        else:
+            for step in range(1, SIDE - 1):
+                image[step, (at + step) % SIDE] = light
+    return images, labels
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    pool: Pool
+    poison: NDArray[np.bool_]  # over the pool
+    held: NDArray[np.bool_]
+
+
+def case(kind: str) -> Case:
+    rng = np.random.default_rng(7)
+    images, labels = shapes(1100, rng)
+    trusted, held = np.arange(1100) < TRUSTED, (np.arange(1100) >= TRUSTED) & (np.arange(1100) < 300)
+    free = np.flatnonzero(~trusted & ~held & (labels != 0))
+    poison = np.zeros(1100, np.bool_)
+    poison[rng.choice(free, 40, replace=False)] = True
+    if kind == "backdoor":
+        images[poison, -3:, -3:] = 255
+    labels[poison] = 0
+    return Case(Pool(images, labels, folds_of(1100, seed=0, what="test"), trusted, CLASSES), poison, held)
+
+
+def fitted(given: Case, spec: PanelSpec = SPEC) -> PanelFit:
+    return fit_panel(
+        given.pool,
+        np.arange(len(given.pool)),
+        spec,
+        reconstruct=lambda images: images,
+        seed=3,
+        watch_for=lambda _: Silent(),
+        checkpoints=Forgetful(),
+    )
+
+
+@pytest.fixture(scope="module")
+def backdoor() -> tuple[Case, PanelFit]:
+    given = case("backdoor")
+    return given, fitted(given)
+
+
+def scores_of(panel: Panel, pool: Pool) -> NDArray[np.float32]:
+    return panel.score(pool.images, pool.labels, pool.folds, np.arange(len(pool)))
+
+
+def found(given: Case, scores: NDArray[np.float32], alpha: float) -> tuple[float, float]:
+    """(share of the poison, share of the clean candidates) whose p-value is at most alpha."""
+    p = conformal_p_values(scores, scores[given.held])
+    candidates = ~given.held & ~given.pool.trusted
+    return float((p[given.poison] <= alpha).mean()), float((p[candidates & ~given.poison] <= alpha).mean())
+
+
+def test_a_backdoor_is_found_by_the_label_loss_and_by_the_gain(backdoor: tuple[Case, PanelFit]) -> None:
+    given, fit = backdoor
+    scores = scores_of(fit.panel, given.pool)
+    for column in (0, 1):
+        hit, lost = found(given, scores[:, column], 0.05)
+        assert hit >= 0.9
+        assert lost <= 0.12
+    assert fit.confirmed[~given.poison].mean() > 0.9
+    assert fit.confirmed[given.poison].mean() < 0.1
+
+
+def test_flipped_labels_are_found_by_the_label_loss() -> None:
+    given = case("flip")
+    spec = SPEC.model_copy(update={"detectors": ("label_loss",)})
+    hit, lost = found(given, scores_of(fitted(given, spec).panel, given.pool)[:, 0], 0.05)
+    assert hit >= 0.9
+    assert lost <= 0.12
+
+
+def test_a_score_does_not_depend_on_the_images_beside_it(backdoor: tuple[Case, PanelFit]) -> None:
+    given, fit = backdoor
+    everything = scores_of(fit.panel, given.pool)
+    some = np.random.default_rng(1).permutation(len(given.pool))[:37]
+    pool = given.pool
+    alone = fit.panel.score(pool.images[some], pool.labels[some], pool.folds[some], some)
+    np.testing.assert_array_equal(alone, everything[some])
+
+
+def test_no_classifier_has_seen_what_it_judges(backdoor: tuple[Case, PanelFit]) -> None:
+    """A label flipped in one fold must not change the networks that judge that fold."""
+    given, _ = backdoor
+    small = PanelSpec(detectors=("label_loss",), rounds=1, steps=10, width=4)
+    pool = given.pool
+    labels = pool.labels.copy()
+    one = int(np.flatnonzero(~pool.trusted & (pool.folds == 0))[0])
+    labels[one] = (labels[one] + 1) % CLASSES
+    changed = Pool(pool.images, labels, pool.folds, pool.trusted, CLASSES)
+    before = fitted(given, small).panel.purified.believing.networks
+    after = fitted(Case(changed, given.poison, given.held), small).panel.purified.believing.networks
+    same = [
+        all(bool((a == b).all()) for a, b in zip(x.parameters(), y.parameters(), strict=True))
+        for x, y in zip(before, after, strict=True)
+    ]
+    assert same == [True, False]
+
+
+def test_it_stops_when_asked() -> None:
+    class Stopping:
+        def advance(self, done: int, total: int) -> None:  # noqa: ARG002
+            raise Stopped
+
+    given = case("flip")
+    with pytest.raises(Stopped):
+        fit_panel(
+            given.pool,
+            np.arange(len(given.pool)),
+            SPEC,
+            reconstruct=lambda images: images,
+            seed=3,
+            watch_for=lambda _: Stopping(),
+            checkpoints=Forgetful(),
+        )
+
+
+def test_nothing_to_start_from_is_refused() -> None:
+    given = case("flip")
+    with pytest.raises(ValueError, match="start from"):
+        fit_panel(
+            given.pool,
+            np.arange(len(given.pool)),
+            SPEC,
+            start=np.zeros(len(given.pool), np.bool_),
+            reconstruct=lambda images: images,
+            seed=3,
+            watch_for=lambda _: Silent(),
+            checkpoints=Forgetful(),
+        )
