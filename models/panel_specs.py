@@ -32,7 +32,12 @@ class PanelSpec(Spec):
         20_000, description="candidates and held-out images drawn to fit the panel on, at most"
     )
     rounds: Annotated[int, Field(ge=1, le=10)] = Field(3, description="of taking in what the round before confirmed")
-    steps: Annotated[int, Field(ge=10, le=100_000)] = Field(250, description="of 128 images, for each classifier")
+    steps: Annotated[int, Field(ge=10, le=100_000)] = Field(
+        250, description="of 128 images, for each classifier of a round before the last"
+    )
+    final_steps: Annotated[int, Field(ge=10, le=100_000)] = Field(
+        1000, description="for each classifier of the last round, whose accuracy decides what is found"
+    )
     width: Width = 16
 
     @field_validator("detectors")

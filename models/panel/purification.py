@@ -23,7 +23,7 @@ from models.panel.classifier import PanelClassifier, seen_by
 from models.panel.pool import FOLDS, Bools, Labels, Pool
 from models.seeding import derive_seed, seeded
 from models.specs import FitSpec, PanelSpec
-from models.training import Batch, Checkpoints, ImageBatches, Piece, Watch, fit
+from models.training import Batch, Checkpoints, ImageBatches, Watch, fit
 
 BATCH = 128
 SAMPLES_AN_EPOCH = 4000
@@ -85,19 +85,20 @@ def purify(
     """
     if not start.any():
         raise ValueError("no image to start from")
-    trainer = _Trainer(pool, spec, seed, checkpoints)
-    believing = trainer.cross_fit("believing", np.ones(len(pool), np.bool_), watch_for("believing"), 0, 1)
-    watch = watch_for("checking")
-    pieces = spec.rounds + 1
-    first = trainer.fit_one("checking-start", start, watch, 0, pieces * FOLDS)
-    confirmed, shares = _confirmed(CrossFitted((first,) * FOLDS), pool) | start, []
-    checked = CrossFitted((first,) * FOLDS)
-    for number in range(1, pieces):
-        checked = trainer.cross_fit(f"checking-{number}", confirmed, watch, number, pieces)
-        confirmed = _confirmed(checked, pool)
-        shares.append(float(confirmed.mean()))
-        if not confirmed.any():
-            break
+    trainer = _Trainer(pool, seed, spec.width, checkpoints)
+    everything, steps = np.ones(len(pool), np.bool_), (spec.steps + spec.final_steps) // 2
+    believing = trainer.cross_fit("believing", everything, _Stretch(watch_for("believing"), 0, steps, FOLDS * steps))
+    plan = [spec.steps] * (spec.rounds - 1) + [spec.final_steps]
+    total, watch = spec.steps + FOLDS * sum(plan), watch_for("checking")
+    first = trainer.fit_one("checking-start", start, _Stretch(watch, 0, spec.steps, total))
+    checked, done, shares = CrossFitted((first,) * FOLDS), spec.steps, []
+    confirmed = _confirmed(checked, pool) | start
+    for number, steps in enumerate(plan):
+        checked = trainer.cross_fit(f"checking-{number}", confirmed, _Stretch(watch, done, steps, total))
+        done += FOLDS * steps
+        found = _confirmed(checked, pool)
+        shares.append(float(found.mean()))
+        confirmed = found if found.any() else confirmed
     return Purified(believing, checked, confirmed, tuple(shares))
 
 
@@ -106,49 +107,66 @@ def _confirmed(fitted: CrossFitted, pool: Pool) -> Bools:
     return np.asarray(log_p.argmax(axis=1) == pool.labels)
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """A fit's `steps` from `start` on, told to the watch of a computation of `total` steps."""
+
+    whole: Watch
+    start: int
+    steps: int
+    total: int
+
+    def next(self) -> _Stretch:
+        return _Stretch(self.whole, self.start + self.steps, self.steps, self.total)
+
+    def advance(self, done: int, total: int) -> None:
+        self.whole.advance(self.start + round(self.steps * done / total), self.total)
+
+
 @dataclass(frozen=True, eq=False)
 class _Trainer:
     pool: Pool
-    spec: PanelSpec
     seed: int
+    width: int
     checkpoints: Checkpoints
 
-    def cross_fit(self, name: str, rows: Bools, watch: Watch, number: int, pieces: int) -> CrossFitted:
-        """A classifier for each fold, of those `rows` that lie in the others."""
+    def cross_fit(self, name: str, rows: Bools, stretch: _Stretch) -> CrossFitted:
+        """A classifier for each fold, of those `rows` that lie in the others; of all where none does."""
         fitted = []
         for fold in range(FOLDS):
             others = rows & (self.pool.folds != fold)
-            place = number * FOLDS + fold
-            fitted.append(
-                self.fit_one(f"{name}-{fold}", others if others.any() else rows, watch, place, pieces * FOLDS)
-            )
+            fitted.append(self.fit_one(f"{name}-{fold}", others if others.any() else rows, stretch))
+            stretch = stretch.next()
         return CrossFitted(tuple(fitted))
 
-    def fit_one(self, name: str, rows: Bools, watch: Watch, place: int, places: int) -> PanelClassifier:
-        pool, seed = self.pool, derive_seed(self.seed, "panel", name)
+    def fit_one(self, name: str, rows: Bools, stretch: _Stretch) -> PanelClassifier:
+        pool, seed, name = self.pool, derive_seed(self.seed, "panel", name), f"panel-{name}"
         images, labels = pool.images[rows], pool.labels[rows]
         height, width, channels = images.shape[1:]
+        shape = (height, width, channels)
         with seeded(seed):
-            network = PanelClassifier(
-                image_shape=(height, width, channels), num_classes=pool.num_classes, width=self.spec.width
-            )
-        epochs = max(1, round(self.spec.steps * BATCH / max(SAMPLES_AN_EPOCH, len(images))))
-        own = FitSpec(
-            epochs=epochs, batch_size=BATCH, optimizer="adamw", peak_lr=6e-3, weight_decay=0.02, validation_share=0.0
-        )
-        batches = ImageBatches(images, labels, spec=own, seed=seed, augment=augment, samples_an_epoch=SAMPLES_AN_EPOCH)
-        piece = Piece(watch, place, places)
+            network = PanelClassifier(image_shape=shape, num_classes=pool.num_classes, width=self.width)
+        spec = _fit_spec(stretch.steps, len(images))
+        batches = ImageBatches(images, labels, spec=spec, seed=seed, augment=augment, samples_an_epoch=SAMPLES_AN_EPOCH)
         fit(
             network,
             batches,
             _cross_entropy,
-            own,
+            spec,
             seed=seed,
-            watch=piece,
+            watch=stretch,
             checkpoints=self.checkpoints,
-            name=f"panel-{name}",
+            name=name,
         )
         return network
+
+
+def _fit_spec(steps: int, images: int) -> FitSpec:
+    """About so many steps, in whole epochs."""
+    epochs = max(1, round(steps * BATCH / max(SAMPLES_AN_EPOCH, images)))
+    return FitSpec(
+        epochs=epochs, batch_size=BATCH, optimizer="adamw", peak_lr=6e-3, weight_decay=0.02, validation_share=0.0
+    )
 
 
 def _cross_entropy(model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:  # noqa: ARG001

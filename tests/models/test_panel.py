@@ -16,7 +16,7 @@ from models.training import Forgetful, Silent, Stopped
 
 SIDE, CLASSES, TRUSTED = 12, 3, 120
 SPEC = PanelSpec(
-    detectors=("label_loss", "poison_gain", "label_agreement", "spectral_signature"), rounds=2, steps=40, width=8
+    detectors=("label_loss", "poison_gain", "label_agreement", "spectral_signature"), rounds=2, steps=30, final_steps=60, width=8
 )
 
 
@@ -116,7 +116,7 @@ def test_a_score_does_not_depend_on_the_images_beside_it(backdoor: tuple[Case, P
 def test_no_classifier_has_seen_what_it_judges(backdoor: tuple[Case, PanelFit]) -> None:
     """A label flipped in one fold must not change the networks that judge that fold."""
     given, _ = backdoor
-    small = PanelSpec(detectors=("label_loss",), rounds=1, steps=10, width=4)
+    small = PanelSpec(detectors=("label_loss",), rounds=1, steps=10, final_steps=10, width=4)
     pool = given.pool
     labels = pool.labels.copy()
     one = int(np.flatnonzero(~pool.trusted & (pool.folds == 0))[0])
