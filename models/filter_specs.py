@@ -39,7 +39,7 @@ class ResidualSpec(Spec):
     width: Width = 24
     depth: Annotated[int, Field(ge=2, le=20)] = 5
     max_images: MaxImages = 8000
-    fit: FitSpec = FitSpec(epochs=8, batch_size=64, optimizer="adam", peak_lr=4e-3)
+    fit: FitSpec = FitSpec(epochs=15, batch_size=64, optimizer="adam", peak_lr=4e-3)
 
 
 class BottleneckSpec(Spec):

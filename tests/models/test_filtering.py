@@ -27,7 +27,7 @@ from models.training import Forgetful, Silent, Stopped, Watch
 SIDE = 32
 FIT = 400
 QUICK: dict[str, Any] = {
-    "filter": {"kind": "residual", "width": 12, "depth": 4, "fit": {"epochs": 2, "peak_lr": 6e-3}},
+    "filter": {"kind": "residual", "width": 12, "depth": 4, "fit": {"epochs": 4, "peak_lr": 6e-3}},
     "seed": 4,
 }
 BADJIE: dict[str, Any] = {
@@ -69,7 +69,7 @@ def short_epochs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.surrogates.IMAGES_AN_EPOCH", 400)
         patch.setattr("models.perturbations.ROWS", 800)
-        patch.setattr("models.filtering.SAMPLES_AN_EPOCH", 1600)
+        patch.setattr("models.filtering.fitting.SAMPLES_AN_EPOCH", 1600)
         yield
 
 
@@ -194,7 +194,7 @@ def test_notes_and_losses_tell_how_it_went(fitted: FilterFit, badjie: FilterFit)
     assert notes["perturbations"] == 2 * FIT
     assert set(notes["seconds"]) == {"surrogates", "perturbing", "denoiser"}
     assert min(notes["surrogates"].values()) > 0.8
-    assert len(fitted.losses.train_loss) == len(fitted.losses.validation_loss) == 2
+    assert len(fitted.losses.train_loss) == len(fitted.losses.validation_loss) == 4
     assert fitted.losses.train_loss[-1] < fitted.losses.train_loss[0]
     assert len(badjie.losses.train_loss) == 1
 
@@ -241,7 +241,7 @@ def test_another_seed_is_another_filter(digits: tuple[Images, npt.NDArray[np.int
 def test_it_takes_every_shape_and_labels_that_miss_classes(
     shape: tuple[int, int, int], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.filtering.SAMPLES_AN_EPOCH", 16)
+    monkeypatch.setattr("models.filtering.fitting.SAMPLES_AN_EPOCH", 16)
     monkeypatch.setattr("models.surrogates.IMAGES_AN_EPOCH", 16)
     images = np.random.default_rng(0).integers(0, 256, (12, *shape), dtype=np.uint8)
     given = {"filter": {"kind": kind, "width": 4, "fit": {"epochs": 1}}, "perturbation": {"steps": 1}}

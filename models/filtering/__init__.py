@@ -1,0 +1,17 @@
+"""The filter as a whole: surrogates, perturbations, a denoising autoencoder, and the score of an image."""
+
+from models.filtering.fitting import FilterFit, NoSurrogates, fit_filter
+from models.filtering.trained import Filter, FilterModule, Network, OtherShape, UnknownFilter
+from models.surrogates import classify
+
+__all__ = [
+    "Filter",
+    "FilterFit",
+    "FilterModule",
+    "Network",
+    "NoSurrogates",
+    "OtherShape",
+    "UnknownFilter",
+    "classify",
+    "fit_filter",
+]

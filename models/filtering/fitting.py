@@ -1,0 +1,205 @@
+"""The filter from clean images: surrogates, perturbations, an autoencoder that learns to undo them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.filter_specs import BottleneckSpec, ConvolutionalSpec, FilterSpec, ResidualSpec
+from models.filtering.losses import convolutional_loss, denoising_loss, residual_loss
+from models.filtering.trained import Filter, build
+from models.images import Images, check_images
+from models.perturbations import craft
+from models.seeding import derive_seed, seeded
+from models.specs import SanitiseSpec
+from models.surrogates import Surrogate, check_labels, classify, fit_surrogates
+from models.training import Batch, Batches, Checkpoints, FitResult, ImageBatches, Loss, Watch, fit
+
+PATCH_SIDE = 64
+"""The residual denoiser is fitted on patches of larger images: it is the same at every place."""
+SAMPLES_AN_EPOCH = 4000
+"""About as many in every epoch: a small reference is repeated, of a large one another part is drawn each time."""
+CHECKPOINT = "denoiser"
+
+
+class NoSurrogates(RuntimeError):
+    """A filter that was fitted without surrogates was asked for the label of an image."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an autoencoder is fitted on. images: uint8 (m, h, w, c); deltas: int8 of the same shape, or None."""
+
+    images: Images
+    deltas: npt.NDArray[np.int8] | None
+
+    @property
+    def targets(self) -> tuple[npt.NDArray[np.int8], ...]:
+        return () if self.deltas is None else (self.deltas,)
+
+
+@dataclass(frozen=True, eq=False)
+class FilterFit:
+    """A fitted filter and how it came about; `notes` is JSON-able."""
+
+    filter: Filter
+    losses: FitResult
+    surrogates: list[Surrogate]  # none where neither the autoencoder nor the policy wants them
+    notes: dict[str, Any]
+
+    def classify(self, images: Images) -> npt.NDArray[np.int64]:
+        """The label (n,) that the surrogates, which know only the reference, give each image. Raises NoSurrogates."""
+        if not self.surrogates:
+            raise NoSurrogates("this filter was fitted without surrogates; ask for on_flag = reform")
+        return classify(self.surrogates, images)
+
+
+def fit_filter(
+    images: Images,
+    labels: npt.NDArray[np.int64],
+    spec: SanitiseSpec,
+    *,
+    num_classes: int,
+    watch_for: Callable[[str], Watch],
+    checkpoints: Checkpoints,
+) -> FilterFit:
+    """Fit the filter on clean images; announces the phases "surrogates", "perturbing" and "denoiser".
+
+    Autoencoders that learn from Gaussian noise alone pass over the second, and unless flagged images are to be
+    reformed over the first too.
+    images: uint8 (n, h, w, c); labels: int64 (n,) in [0, num_classes), classes may be missing. Hold back what is to
+    calibrate. Everything random comes from `spec.seed`. Raises NotImages, UnfitLabels, Diverged, Stopped.
+    """
+    check_images(images)
+    check_labels(images, labels, num_classes)
+    clock = _Clock(watch_for)
+    surrogates: list[Surrogate] = []
+    if wants_perturbations(spec.filter) or spec.policy.on_flag == "reform":
+        surrogates = fit_surrogates(
+            images,
+            labels,
+            count=spec.perturbation.surrogates,
+            num_classes=num_classes,
+            seed=spec.seed,
+            watch=clock.enter("surrogates"),
+            checkpoints=checkpoints,
+        )
+    material = Material(images, None)
+    if wants_perturbations(spec.filter):
+        material = perturbed(images, labels, surrogates, spec, clock.enter("perturbing"))
+    fitted, losses = fit_autoencoder(material, _shape(images), spec, clock.enter("denoiser"), checkpoints)
+    notes = {
+        "images": len(images),
+        "perturbations": 0 if material.deltas is None else len(material.deltas),
+        "surrogates": {surrogate.name: surrogate.validation_accuracy for surrogate in surrogates},
+        "seconds": clock.close(),
+    }
+    return FilterFit(fitted, losses, surrogates, notes)
+
+
+def wants_perturbations(spec: FilterSpec) -> bool:
+    """Whether the autoencoder learns from perturbed images, not from noise alone."""
+    return not isinstance(spec, ConvolutionalSpec)
+
+
+def perturbed(
+    images: Images, labels: npt.NDArray[np.int64], surrogates: list[Surrogate], spec: SanitiseSpec, watch: Watch
+) -> Material:
+    """The images with what attacks on the surrogates add to them. Raises Stopped."""
+    made = craft(
+        images,
+        labels,
+        [surrogate.network for surrogate in surrogates],
+        spec.perturbation,
+        largest_side=PATCH_SIDE if spec.filter.kind == "residual" else None,
+        seed=spec.seed,
+        watch=watch,
+    )
+    return Material(made.images, made.deltas)
+
+
+def fit_autoencoder(
+    material: Material, image_shape: tuple[int, int, int], spec: SanitiseSpec, watch: Watch, checkpoints: Checkpoints
+) -> tuple[Filter, FitResult]:
+    """Fit `spec.filter` for images of (h, w, c). Raises Diverged, Stopped."""
+    own, seed = spec.filter, derive_seed(spec.seed, CHECKPOINT)
+    layers = _layers(own, spec)
+    with seeded(seed):
+        network = build(own.kind, image_shape, layers)
+    batches = ShortEpochs(
+        ImageBatches(material.images, *material.targets, spec=own.fit, seed=seed, samples_an_epoch=SAMPLES_AN_EPOCH),
+        max(1, round(SAMPLES_AN_EPOCH / own.fit.batch_size)),
+    )
+    losses = fit(
+        network, batches, loss_of(spec), own.fit, seed=seed, watch=watch, checkpoints=checkpoints, name=CHECKPOINT
+    )
+    return Filter(network, image_shape, layers), losses
+
+
+def loss_of(spec: SanitiseSpec) -> Loss:
+    """What the spec's autoencoder is trained to make small."""
+    if isinstance(spec.filter, ResidualSpec):
+        return residual_loss(spec.perturbation)
+    if isinstance(spec.filter, BottleneckSpec):
+        return denoising_loss(spec.perturbation)
+    return convolutional_loss(spec.filter)
+
+
+def _layers(own: FilterSpec, spec: SanitiseSpec) -> dict[str, Any]:
+    if isinstance(own, ResidualSpec):
+        return {"width": own.width, "depth": own.depth, "eps_linf": spec.perturbation.eps_linf}
+    if isinstance(own, BottleneckSpec):
+        return {"width": own.width, "latent": own.latent}
+    return {
+        "width": own.width,
+        "latent": own.latent,
+        "variational": own.variational,
+        "latent_scale": own.latent_scale,
+        "noise_seed": derive_seed(spec.seed, "code") if own.sample else None,
+    }
+
+
+def _shape(images: Images) -> tuple[int, int, int]:
+    height, width, channels = images.shape[1:]
+    return height, width, channels
+
+
+@dataclass(frozen=True)
+class ShortEpochs:
+    """The first `longest` batches of each of another's epochs, which come in another order every time."""
+
+    whole: Batches
+    longest: int
+
+    @property
+    def steps(self) -> int:
+        return min(self.longest, self.whole.steps)
+
+    def train(self, epoch: int, rng: torch.Generator) -> Iterator[Batch]:
+        return itertools.islice(self.whole.train(epoch, rng), self.steps)
+
+    def validation(self) -> Iterator[Batch]:
+        return self.whole.validation()
+
+
+class _Clock:
+    """Enters phases, and gathers how long each took."""
+
+    def __init__(self, watch_for: Callable[[str], Watch]) -> None:
+        self._watch_for = watch_for
+        self._entered: list[tuple[str, float]] = []
+
+    def enter(self, phase: str) -> Watch:
+        self._entered.append((phase, time.monotonic()))
+        return self._watch_for(phase)
+
+    def close(self) -> dict[str, float]:
+        ends = [*(start for _, start in self._entered[1:]), time.monotonic()]
+        return {phase: round(end - start, 3) for (phase, start), end in zip(self._entered, ends, strict=True)}
