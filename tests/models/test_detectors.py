@@ -360,6 +360,12 @@ def test_divergence_of_certain_answers_does_not_round_to_zero() -> None:
     assert float(found[0]) == pytest.approx(np.exp(-60) * (62 - 60 - 1) + np.exp(-62), rel=1e-4)
 
 
+def test_divergence_of_answers_nearly_alike_does_not_round_to_zero() -> None:
+    """Around even odds KL is δ²/8 for a logit moved by δ."""
+    found = kl_divergence(np.array([[0.0, 0]]), np.array([[1e-8, 0]]))
+    assert float(found[0]) == pytest.approx(1e-16 / 8, rel=1e-3)
+
+
 def test_divergence_of_logits_far_apart_is_finite() -> None:
     logits = np.array([[2000.0, 0, -2000]])
     assert float(kl_divergence(logits, -logits)[0]) == pytest.approx(4000)
@@ -410,7 +416,8 @@ def test_the_colour_of_an_image_is_in_its_hash() -> None:
 def test_plain_images_have_no_hash_and_no_duplicates() -> None:
     flat = np.repeat(np.arange(0, 250, 10, dtype=np.uint8), 24 * 24 * 3).reshape(-1, 24, 24, 3)
     noise = np.random.default_rng(0).integers(0, 2, flat.shape, dtype=np.uint8)
-    hashes = perceptual_hashes(np.concatenate([flat, flat + noise]))
+    ramp = np.broadcast_to(np.arange(0, 240, 10, dtype=np.uint8)[None, None, :, None], (4, 24, 24, 3))
+    hashes = perceptual_hashes(np.concatenate([flat, flat + noise, ramp]))
     assert not hashes.any()
     labels = np.arange(len(hashes)) % 2
     assert not DuplicateIndex.fit(hashes, labels).score(hashes, labels, indexed=True).any()
