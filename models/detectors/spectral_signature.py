@@ -40,7 +40,7 @@ class SpectralSignature:
     factor: Float64s
 
     @classmethod
-    def fit(cls, features: Floats, labels: Labels, *, num_classes: int, rank: int = 2) -> Self:
+    def fit(cls, features: Floats, labels: Labels, *, num_classes: int, rank: int = 4) -> Self:
         """features: (m, d); labels: (m,) in 0 … num_classes − 1; rank: in 1 … 8, how many directions count,
         1 in the paper.
 
