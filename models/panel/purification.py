@@ -23,7 +23,7 @@ from models.panel.classifier import PanelClassifier, seen_by
 from models.panel.pool import FOLDS, Bools, Labels, Pool
 from models.seeding import derive_seed, seeded
 from models.specs import FitSpec, PanelSpec
-from models.training import Batch, Checkpoints, ImageBatches, Watch, fit
+from models.training import Augment, Batch, Checkpoints, ImageBatches, Watch, fit
 
 BATCH = 128
 SAMPLES_AN_EPOCH = 4000
@@ -102,6 +102,22 @@ def purify(
     return Purified(believing, checked, confirmed, tuple(shares))
 
 
+def cross_fit(
+    pool: Pool,
+    name: str,
+    steps: int,
+    *,
+    width: int,
+    seed: int,
+    augment: Augment,
+    watch: Watch,
+    checkpoints: Checkpoints,
+) -> CrossFitted:
+    """A classifier for each fold that believes every label, trained under `augment`. Raises Diverged, Stopped."""
+    trainer = _Trainer(pool, seed, width, checkpoints, augment)
+    return trainer.cross_fit(name, np.ones(len(pool), np.bool_), _Stretch(watch, 0, steps, FOLDS * steps))
+
+
 def _confirmed(fitted: CrossFitted, pool: Pool) -> Bools:
     log_p, _ = fitted.see(pool.images, pool.folds)
     return np.asarray(log_p.argmax(axis=1) == pool.labels)
@@ -129,6 +145,7 @@ class _Trainer:
     seed: int
     width: int
     checkpoints: Checkpoints
+    augment: Augment = augment
 
     def cross_fit(self, name: str, rows: Bools, stretch: _Stretch) -> CrossFitted:
         """A classifier for each fold, of those `rows` that lie in the others; of all where none does."""
@@ -147,7 +164,9 @@ class _Trainer:
         with seeded(seed):
             network = PanelClassifier(image_shape=shape, num_classes=pool.num_classes, width=self.width)
         spec = _fit_spec(stretch.steps, len(images))
-        batches = ImageBatches(images, labels, spec=spec, seed=seed, augment=augment, samples_an_epoch=SAMPLES_AN_EPOCH)
+        batches = ImageBatches(
+            images, labels, spec=spec, seed=seed, augment=self.augment, samples_an_epoch=SAMPLES_AN_EPOCH
+        )
         fit(
             network,
             batches,
