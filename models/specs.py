@@ -41,6 +41,9 @@ class IngestSpec(ImageSpec):
     max_rejected_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.1, description="fail the job when more than this share of the images cannot be decoded"
     )
+    split: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = Field(
+        "all", description="train, test or validation: only that part of an upload that has such parts"
+    )
 
 
 class InferThreshold(Spec):

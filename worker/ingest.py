@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -11,27 +13,41 @@ from sqlalchemy.orm import Session
 from models.specs import IngestSpec
 from service.datasets import repository as datasets
 from service.datasets.decode import ImageRejected, read_header
+from service.datasets.decoding import Target, decoded
 from service.datasets.readers import Upload, open_upload
-from service.datasets.sample import Layout, Limits, Sample
+from service.datasets.sample import Layout, Limits
 from service.datasets.shards import Row, ShardWriter, Written
 from service.errors import InvalidUpload, UnusableDataset
 from worker.context import Context, Outcome
 
 DEFAULT_SIZE = 64
 REPORTED_REJECTIONS = 1000
+FIRST_LOOK = 64  # images whose headers suggest the working resolution
+
+
+@dataclass
+class Rejected:
+    """The images that could not be used: how many, and the first of them."""
+
+    count: int = 0
+    first: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, path: str, problem: str) -> None:
+        self.count += 1
+        if len(self.first) < REPORTED_REJECTIONS:
+            self.first.append({"path": path, "problem": problem})
 
 
 def run(context: Context) -> Outcome:
     context.progress.plan({"inspecting": 1, "decoding": 9})
     spec = IngestSpec.model_validate(context.claim.params)
     inputs = context.claim.inputs
+    context.progress.enter("inspecting")
     with context.storage.open(inputs["upload"]) as file:
-        upload = open_upload(file, Limits.of(context.settings))
+        upload = open_upload(file, Limits.of(context.settings), split=spec.split)
         _refuse_one_class(upload)
-        context.progress.enter("inspecting")
-        shape = working_shape(spec, upload.layout())
         prefix = context.output("datasets", inputs["name"])
-        written, rejected = _decode_all(context, upload, prefix, shape)
+        shape, written, rejected = _decode(context, upload, prefix, spec)
     _check_rejected(rejected, upload.num_samples, spec.max_rejected_share)
     _refuse_empty_classes(upload.classes, written)
     _write_report(context, upload, shape, written, rejected)
@@ -51,10 +67,10 @@ def run(context: Context) -> Outcome:
 
     result = {
         "num_samples": written.num_samples,
-        "num_rejected": len(rejected),
+        "num_rejected": rejected.count,
         "classes": upload.classes,
         "image_shape": list(shape),
-        "rejected": rejected[:10],
+        "rejected": rejected.first[:10],
     }
     return Outcome(result, publish)
 
@@ -68,33 +84,68 @@ def working_shape(spec: IngestSpec, layout: Layout) -> tuple[int, int, int]:
     return size, size, spec.channels or (1 if layout.grey else 3)
 
 
-def _decode_all(
-    context: Context, upload: Upload, prefix: str, shape: tuple[int, int, int]
-) -> tuple[Written, list[dict[str, str]]]:
-    writer = ShardWriter(context.storage, prefix, shape)
-    rejected: list[dict[str, str]] = []
-    watch = context.progress.enter("decoding", unit="images")
-    for done, sample in enumerate(upload.samples(), start=1):
+def _decode(
+    context: Context, upload: Upload, prefix: str, spec: IngestSpec
+) -> tuple[tuple[int, int, int], Written, Rejected]:
+    """Decode to the resolution that the first images suggest, and begin again where a later one says otherwise.
+
+    It says so at most twice: sizes that differ never agree again, and a set with one colour image is not grey.
+    """
+    layout = upload.layout() or _first_look(context, upload)
+    while True:
+        shape = working_shape(spec, layout)
         try:
-            if sample.problem is not None:
-                raise ImageRejected(sample.problem)
-            pixels = upload.pixels(sample, size=shape[0], channels=shape[2])
-        except ImageRejected as error:
-            rejected.append({"path": sample.path, "problem": str(error)})
-        else:
-            writer.add(pixels, _row(sample, context.settings.max_image_pixels))
-        watch.advance(done, upload.num_samples)
+            return shape, *_decode_all(context, upload, prefix, spec, layout)
+        except _OtherLayout as other:
+            layout = other.layout
+
+
+class _OtherLayout(Exception):
+    """The images seen so far want another working resolution."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+
+def _first_look(context: Context, upload: Upload) -> Layout:
+    layout = None
+    for sample in islice(upload.samples(), FIRST_LOOK):
+        if sample.problem is None and isinstance(sample.data, bytes):
+            with suppress(ImageRejected):
+                header = read_header(sample.data, max_pixels=context.settings.max_image_pixels)
+                layout = _widened(layout, (header.width, header.height), header.grey)
+    return layout or Layout(None, False)
+
+
+def _widened(layout: Layout | None, size: tuple[int, int], grey: bool) -> Layout:
+    """The layout of some images and one more."""
+    if layout is None:
+        return Layout(size, grey)
+    if layout.common_size == size and layout.grey == grey:
+        return layout
+    return Layout(size if layout.common_size == size else None, layout.grey and grey)
+
+
+def _decode_all(
+    context: Context, upload: Upload, prefix: str, spec: IngestSpec, layout: Layout
+) -> tuple[Written, Rejected]:
+    shape = working_shape(spec, layout)
+    writer = ShardWriter(context.storage, prefix, shape)
+    rejected = Rejected()
+    watch = context.progress.enter("decoding", unit="images")
+    target = Target(shape[0], shape[2], context.settings.max_image_pixels)
+    with closing(decoded(upload, target)) as images:
+        for done, (sample, pixels, problem, sample_id, width, height, grey) in enumerate(images, start=1):
+            if pixels is None:
+                rejected.add(sample.path, problem or "")
+            else:
+                seen = _widened(layout, (width, height), grey)
+                if seen is not layout and working_shape(spec, seen) != shape:
+                    raise _OtherLayout(seen)
+                layout = seen
+                writer.add(pixels, Row(sample_id, sample.path, sample.label, width, height, sample.group))
+            watch.advance(done, upload.num_samples)
     return writer.close(len(upload.classes)), rejected
-
-
-def _row(sample: Sample, max_pixels: int) -> Row:
-    if isinstance(sample.data, bytes):
-        data, header = sample.data, read_header(sample.data, max_pixels=max_pixels)
-        width, height = header.width, header.height
-    else:
-        data = sample.data.tobytes()
-        height, width = sample.data.shape[:2]
-    return Row(hashlib.sha256(data).hexdigest(), sample.path, sample.label, width, height, sample.group)
 
 
 def _refuse_one_class(upload: Upload) -> None:
@@ -106,11 +157,11 @@ def _refuse_one_class(upload: Upload) -> None:
         )
 
 
-def _check_rejected(rejected: list[dict[str, str]], total: int, allowed: float) -> None:
-    if len(rejected) > allowed * total:
-        first = rejected[0]
+def _check_rejected(rejected: Rejected, total: int, allowed: float) -> None:
+    if rejected.count > allowed * total:
+        first = rejected.first[0]
         raise InvalidUpload(
-            f"{len(rejected)} of {total} images cannot be used, more than the allowed share of {allowed:.0%}; the "
+            f"{rejected.count} of {total} images cannot be used, more than the allowed share of {allowed:.0%}; the "
             f"first is {first['path']}: {first['problem']}. Mend them, or upload with a larger max_rejected_share.",
             code="too_many_rejected",
         )
@@ -126,7 +177,7 @@ def _refuse_empty_classes(classes: list[str], written: Written) -> None:
 
 
 def _write_report(
-    context: Context, upload: Upload, shape: tuple[int, int, int], written: Written, rejected: list[dict[str, str]]
+    context: Context, upload: Upload, shape: tuple[int, int, int], written: Written, rejected: Rejected
 ) -> None:
     report = {
         "job": context.claim.job_id,
@@ -135,7 +186,7 @@ def _write_report(
         "image_shape": shape,
         "num_samples": written.num_samples,
         "classes": dict(zip(upload.classes, written.class_counts, strict=True)),
-        "num_rejected": len(rejected),
-        "rejected": rejected[:REPORTED_REJECTIONS],
+        "num_rejected": rejected.count,
+        "rejected": rejected.first,
     }
     context.storage.write(f"{context.artifacts}/report.json", json.dumps(report, indent=1).encode())

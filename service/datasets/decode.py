@@ -12,6 +12,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 WHITE = 255
 DEFAULT_MAX_PIXELS = 40_000_000
+ORIENTATION = 0x0112  # of EXIF
+TURNED = 5  # orientations 5 to 8 swap the sides
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    EOFError,
+    KeyError,
+    ZeroDivisionError,
+    OverflowError,
+)
+# What Pillow raises on a damaged or hostile image.
+SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
 
 
 class ImageRejected(Exception):
@@ -27,23 +42,36 @@ class ImageHeader:
     grey: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """An image at the working resolution, and what its file was."""
+
+    pixels: NDArray[np.uint8]  # (size, size, channels)
+    header: ImageHeader
+
+
 def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
     """Size and colour without decoding the pixels."""
     with _opened(data, max_pixels) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
-        width, height = (image.height, image.width) if turned else (image.width, image.height)
-        return ImageHeader(width, height, _is_grey(image))
+        return _header(image, turned=image.getexif().get(ORIENTATION, 1) >= TURNED)
 
 
 def decode_image(data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode to (size, size, channels): upright by EXIF, alpha over white, 16 bits scaled to 8, first frame of many."""
+    return decode(data, size=size, channels=channels, max_pixels=max_pixels).pixels
+
+
+def decode(data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
+    """As `decode_image`, with the size and colour that the file has. Raises ImageRejected."""
     with _opened(data, max_pixels) as image:
         try:
             image.load()
-        except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
+            orientation = image.getexif().get(ORIENTATION, 1)  # after loading: a PNG may tell it at its end
+        except DAMAGED as error:
             raise ImageRejected(f"its pixels cannot be decoded ({error})") from error
-        upright = ImageOps.exif_transpose(image)
-        return fit_pixels(_to_eight_bits(upright, channels), size=size, channels=channels)
+        header = _header(image, turned=orientation >= TURNED)
+        upright = image if orientation == 1 else ImageOps.exif_transpose(image)
+        return Decoded(fit_pixels(_to_eight_bits(upright, channels), size=size, channels=channels), header)
 
 
 def fit_pixels(image: NDArray[np.uint8] | Image.Image, *, size: int, channels: int) -> NDArray[np.uint8]:
@@ -64,12 +92,26 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
         raise ImageRejected(f"it is too large ({error})") from error
     except UnidentifiedImageError:
         raise ImageRejected(f"it is not a whole image of a known format ({', '.join(FORMATS)})") from None
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError) as error:
+    except DAMAGED as error:
         raise ImageRejected(f"its header cannot be read ({error})") from error
     if image.width * image.height > max_pixels:
         image.close()
         raise ImageRejected(f"it is {image.width}×{image.height} pixels; at most {max_pixels} are accepted")
     return image
+
+
+def _header(image: Image.Image, *, turned: bool) -> ImageHeader:
+    width, height = (image.height, image.width) if turned else (image.width, image.height)
+    return ImageHeader(width, height, _is_grey(image))
+
+
+def image_suffix(data: bytes) -> str:
+    """What a file of these bytes is called, by the bytes."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data[:1] == b"P" and data[1:2].isdigit():
+        return "pgm" if data[1:2] in b"25" else "ppm"
+    return next((suffix for magic, suffix in SUFFIXES.items() if data.startswith(magic)), "img")
 
 
 def _is_grey(image: Image.Image) -> bool:

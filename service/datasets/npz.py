@@ -13,15 +13,17 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from service.datasets.decode import ImageRejected, fit_pixels
-from service.datasets.imagefolder import check_member
+from service.datasets import pixels
+from service.datasets.layouts import SPLITS, no_such_split
 from service.datasets.sample import Layout, Limits, Sample
-from service.errors import InvalidUpload, TooLarge
+from service.errors import InvalidUpload
 
-IMAGE_KEYS = ("images", "x", "x_train")
-LABEL_KEYS = ("labels", "y", "y_train")
-GROUP_KEYS = ("groups",)
-MAX_CLASSES = 10_000
+PARTS = {  # split: names of (images, labels, groups)
+    "train": (("images", "x", "x_train"), ("labels", "y", "y_train"), ("groups", "groups_train")),
+    "test": (("x_test",), ("y_test",), ("groups_test",)),
+}
+CLASS_KEYS = ("classes", "class_names")
+MAX_NAME_CHARS = 1024
 # What zipfile, zlib and numpy raise on a damaged or hostile npz.
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, SyntaxError)
 
@@ -35,58 +37,97 @@ class ArrayHeader:
     dtype: np.dtype[Any]
 
 
-def looks_like_npz(archive: zipfile.ZipFile) -> bool:
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The images of one split, with their labels."""
+
+    images: ArrayHeader
+    shape: tuple[int, int, int, int]
+    labels: NDArray[Any]
+    groups: NDArray[Any] | None
+
+
+def looks_like_npz(names: list[str]) -> bool:
     """True where every member is a .npy at the root."""
-    names = [member.filename for member in archive.infolist()]
     return bool(names) and all(name.endswith(".npy") and "/" not in name for name in names)
 
 
 class NpzUpload:
-    """`images` (n, h, w) or (n, h, w, c) uint8, `labels` (n,) integers, optionally `groups` (n,)."""
+    """`images` (n, h, w) or (n, h, w, c) uint8, `labels` (n,) integers, optionally `groups` (n,) and `classes` (k,)."""
 
     source_format = "npz"
 
-    def __init__(self, archive: zipfile.ZipFile, limits: Limits) -> None:
+    def __init__(self, archive: zipfile.ZipFile, limits: Limits, split: str | None = None) -> None:
         self._archive = archive
-        self._images = self._header(IMAGE_KEYS, "images")
-        self._check_images(limits)
-        self.num_samples = self._images.shape[0]
-        labels = self._column(LABEL_KEYS, "labels")
-        values, self._labels = np.unique(labels, return_inverse=True)
-        if len(values) > MAX_CLASSES:
-            raise InvalidUpload(
-                f"labels holds {len(values)} different values; at most {MAX_CLASSES} classes are accepted."
-            )
-        self.classes = [str(value) for value in values]
-        self._groups = self._column(GROUP_KEYS, "groups") if self._find(GROUP_KEYS) else None
+        self._parts = self._chosen(limits, split)
+        if len({part.shape[1:] for part in self._parts}) > 1:
+            raise InvalidUpload("The train and test images have different shapes; upload them apart, with split=.")
+        self.num_samples = sum(part.shape[0] for part in self._parts)
+        self._labels, self.classes = pixels.numbered(np.concatenate([part.labels for part in self._parts]))
+        self._name_classes()
 
     def layout(self) -> Layout:
-        _, height, width, channels = self._shape4()
+        _, height, width, channels = self._parts[0].shape
         return Layout((width, height), channels == 1)
 
     def samples(self) -> Iterator[Sample]:
-        _, height, width, channels = self._shape4()
-        image_bytes = height * width * channels
-        with self._archive.open(self._images.member) as file:
-            _read_header(file)
-            for index in range(self.num_samples):
-                data = _read_exactly(file, image_bytes)
-                pixels = np.frombuffer(data, np.uint8).reshape(height, width, channels)
-                group = None if self._groups is None else str(self._groups[index])
-                yield Sample(f"{self._images.member.filename}[{index}]", int(self._labels[index]), pixels, group)
+        labels = iter(self._labels)
+        for part in self._parts:
+            count, height, width, channels = part.shape
+            with self._archive.open(part.images.member) as file:
+                _read_header(file)
+                for index in range(count):
+                    data = _read_exactly(file, height * width * channels)
+                    image = np.frombuffer(data, np.uint8).reshape(height, width, channels)
+                    group = None if part.groups is None else str(part.groups[index])
+                    yield Sample(f"{part.images.member.filename}[{index}]", int(next(labels)), image, group)
 
     def pixels(self, sample: Sample, *, size: int, channels: int) -> NDArray[np.uint8]:
-        if isinstance(sample.data, bytes):
-            raise TypeError("an npz gives pixels")
-        image = sample.data[:, :, 0] if sample.data.shape[2] == 1 else sample.data
-        try:
-            return fit_pixels(image, size=size, channels=channels)
-        except (ValueError, OSError) as error:
-            raise ImageRejected(f"its pixels cannot be resized ({error})") from error
+        return pixels.fit(sample, size=size, channels=channels)
 
-    def _shape4(self) -> tuple[int, int, int, int]:
-        n, height, width, *rest = self._images.shape
-        return n, height, width, rest[0] if rest else 1
+    def _chosen(self, limits: Limits, split: str | None) -> list[Part]:
+        there = [name for name, (images, _, _) in PARTS.items() if self._find(images)]
+        if split is None or split == "all":
+            return [self._part(name, limits) for name in there or ["train"]]
+        wanted = SPLITS.get(split, split)
+        named = [name for name in there if self._find((f"x_{name}",))]
+        if wanted not in named:
+            raise no_such_split(split, named)
+        return [self._part(wanted, limits)]
+
+    def _part(self, name: str, limits: Limits) -> Part:
+        image_keys, label_keys, group_keys = PARTS[name]
+        images = self._header(image_keys, "images")
+        if images.dtype != np.uint8:
+            raise InvalidUpload(
+                f"{images.member.filename} is {images.dtype}; images must be uint8, 0 to 255. "
+                "Convert them, for example (x * 255).round().astype('uint8').",
+                code="images_not_uint8",
+            )
+        shape = pixels.check_shape(images.member.filename, images.shape, limits)
+        labels = self._column(label_keys, "labels", shape[0])
+        groups = self._column(group_keys, "groups", shape[0]) if self._find(group_keys) else None
+        return Part(images, shape, labels, groups)
+
+    def _name_classes(self) -> None:
+        """`classes` names label i; without it labels are named for their numbers."""
+        if self._find(CLASS_KEYS) is None:
+            return
+        header = self._header(CLASS_KEYS, "classes")
+        name = header.member.filename
+        if len(header.shape) != 1 or header.shape[0] > pixels.MAX_CLASSES or header.dtype.kind != "U":
+            raise InvalidUpload(
+                f"{name} is {header.dtype}{header.shape}; class names are one text a class.", code="bad_class_names"
+            )
+        if header.dtype.itemsize > 4 * MAX_NAME_CHARS:
+            raise InvalidUpload(f"{name} holds names of over {MAX_NAME_CHARS} characters.", code="bad_class_names")
+        names = [str(text) for text in self._array(header, header.shape)]
+        values = [int(value) for value in self.classes]
+        if min(values) < 0 or max(values) >= len(names) or len(set(names)) < len(names) or "" in names:
+            raise InvalidUpload(
+                f"{name} must hold one name for each label 0 to {max(values)}, no two alike.", code="bad_class_names"
+            )
+        self.classes = [names[value] for value in values]
 
     def _find(self, keys: tuple[str, ...]) -> zipfile.ZipInfo | None:
         by_name = {member.filename: member for member in self._archive.infolist()}
@@ -100,7 +141,6 @@ class NpzUpload:
                 f"The npz holds no {what}: it needs an array named {' or '.join(keys)}, and has {', '.join(names)}.",
                 code="missing_array",
             )
-        check_member(member)
         try:
             with self._archive.open(member) as file:
                 shape, fortran, dtype = _read_header(file)
@@ -115,38 +155,13 @@ class NpzUpload:
             raise InvalidUpload(f"{member.filename} is in Fortran order. Save it with numpy.ascontiguousarray.")
         return ArrayHeader(member, shape, dtype)
 
-    def _check_images(self, limits: Limits) -> None:
-        shape, dtype, name = self._images.shape, self._images.dtype, self._images.member.filename
-        if dtype != np.uint8:
-            raise InvalidUpload(
-                f"{name} is {dtype}; images must be uint8, 0 to 255. "
-                "Convert them, for example (x * 255).round().astype('uint8').",
-                code="images_not_uint8",
-            )
-        if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
-            raise InvalidUpload(
-                f"{name} has shape {shape}; "
-                "wanted (n, height, width) or (n, height, width, channels) with 1 or 3 channels.",
-                code="bad_image_shape",
-            )
-        if min(shape) < 1:
-            raise InvalidUpload(f"{name} has shape {shape}: there is no image in it.", code="no_images")
-        if shape[1] * shape[2] > limits.max_image_pixels:
-            raise TooLarge(
-                f"{name} has images of {shape[1]}×{shape[2]}; at most {limits.max_image_pixels} pixels are accepted."
-            )
-        if shape[0] > limits.max_images or math.prod(shape) > limits.max_unpacked_bytes:
-            raise TooLarge(
-                f"{name} unfolds to {math.prod(shape)} bytes in {shape[0]} images: split it into several data sets."
-            )
-
-    def _column(self, keys: tuple[str, ...], what: str) -> NDArray[Any]:
+    def _column(self, keys: tuple[str, ...], what: str, count: int) -> NDArray[Any]:
         """A one-dimensional array, one integer (or short string, for groups) an image."""
         header = self._header(keys, what)
         shape = (header.shape[0],) if len(header.shape) == 2 and header.shape[1] == 1 else header.shape
-        if shape != (self.num_samples,):
+        if shape != (count,):
             raise InvalidUpload(
-                f"{header.member.filename} has shape {header.shape}, but there are {self.num_samples} "
+                f"{header.member.filename} has shape {header.shape}, but there are {count} "
                 "images: one value an image is needed.",
                 code="labels_do_not_match",
             )
@@ -154,6 +169,11 @@ class NpzUpload:
             raise InvalidUpload(
                 f"{header.member.filename} is {header.dtype}; {what} must be integers.", code="labels_not_integers"
             )
+        if header.dtype.itemsize > 4 * MAX_NAME_CHARS:
+            raise InvalidUpload(f"{header.member.filename} holds texts of over {MAX_NAME_CHARS} characters.")
+        return self._array(header, shape)
+
+    def _array(self, header: ArrayHeader, shape: tuple[int, ...]) -> NDArray[Any]:
         try:
             with self._archive.open(header.member) as file:
                 _read_header(file)

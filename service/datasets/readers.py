@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.datasets.imagefolder import ImageFolderUpload, open_zip
-from service.datasets.npz import NpzUpload, looks_like_npz
+from service.datasets import idx, parquet, zips
+from service.datasets.encoded import EncodedUpload
+from service.datasets.members import is_image
+from service.datasets.npz import BROKEN, NpzUpload, looks_like_npz
 from service.datasets.sample import Layout, Limits, Sample
-from service.errors import UnsupportedMedia
+from service.datasets.tars import TarArchive, looks_like_tar
+from service.datasets.unpack import Unpacked, compression_of
+from service.datasets.zips import ZipArchive
+from service.errors import InvalidUpload, UnsupportedMedia
 
-ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an empty archive
+SNIFF_BYTES = 512  # what it takes to tell: the first block of a tar
+FEW_MEMBERS = 64  # arrays are few; an archive of more holds images
 
 
 class Upload(Protocol):
@@ -23,25 +31,67 @@ class Upload(Protocol):
     classes: list[str]
     num_samples: int
 
-    def layout(self) -> Layout: ...
+    def layout(self) -> Layout | None:
+        """None where only decoding tells."""
+        ...
+
     def samples(self) -> Iterator[Sample]: ...
     def pixels(self, sample: Sample, *, size: int, channels: int) -> NDArray[np.uint8]: ...
 
 
-def refuse_unknown(magic: bytes) -> UnsupportedMedia:
+def format_of(head: bytes) -> str | None:
+    """zip, parquet, tar, or a compression (gz, bz2, xz) that may hold a tar; None for what is not read."""
+    if head.startswith(zips.MAGICS):
+        return "zip"
+    if head.startswith(parquet.MAGIC):
+        return "parquet"
+    return compression_of(head) or ("tar" if looks_like_tar(head) else None)
+
+
+def refuse_unknown(head: bytes) -> UnsupportedMedia:
     """The error for bytes that begin like nothing Winnow reads."""
     return UnsupportedMedia(
-        f"The upload is neither a zip of class folders nor an npz: it begins with {magic.hex(' ') or 'nothing'}. "
-        "Send a zip with one folder a class, or an npz with images and labels.",
+        "The upload is no zip, tar, npz or Parquet file: it begins with "
+        f"{head[:4].hex(' ') or 'nothing'}. Send a zip or tar with one folder a class, a WebDataset tar, an npz with "
+        "images and labels, IDX files in a zip, or Parquet with images and labels.",
         code="unknown_format",
     )
 
 
-def open_upload(file: BinaryIO, limits: Limits) -> Upload:
-    """Raises UnsupportedMedia for a format that is not read, InvalidUpload or TooLarge for one that is broken."""
-    magic = file.read(4)
+def open_upload(file: BinaryIO, limits: Limits, *, split: str | None = None) -> Upload:
+    """Raises UnsupportedMedia for a format that is not read, InvalidUpload or TooLarge for one that is broken.
+
+    split: only that one of an upload with `train` and `test`; None or "all": everything.
+    """
     file.seek(0)
-    if magic not in ZIP_MAGICS:
-        raise refuse_unknown(magic)
-    archive = open_zip(file)
-    return NpzUpload(archive, limits) if looks_like_npz(archive) else ImageFolderUpload(archive, limits)
+    head = file.read(SNIFF_BYTES)
+    file.seek(0)
+    kind = format_of(head)
+    if kind is None:
+        raise refuse_unknown(head)
+    if kind == "zip":
+        return _open_zip(file, limits, split)
+    if kind == "parquet":
+        return parquet.ParquetUpload(file, limits, split)
+    if kind != "tar":
+        inner = io.BufferedReader(Unpacked(file, kind, limits.max_unpacked_bytes)).read(SNIFF_BYTES)
+        if not looks_like_tar(inner):
+            raise refuse_unknown(inner)
+        file.seek(0)
+    return EncodedUpload(TarArchive(file, limits, None if kind == "tar" else kind), limits, split)
+
+
+def _open_zip(file: BinaryIO, limits: Limits, split: str | None) -> Upload:
+    archive = ZipArchive(file, limits)
+    names = [member.name for member in archive.members]
+    if len(names) <= FEW_MEMBERS and not any(is_image(name) for name in names):
+        try:
+            opened = zipfile.ZipFile(file)
+        except BROKEN as error:
+            raise InvalidUpload(f"The zip is damaged ({error}). Upload it again.", code="broken_archive") from error
+        if looks_like_npz(names):
+            return NpzUpload(opened, limits, split)
+        heads = idx.heads_of(opened)
+        if heads:
+            return idx.IdxUpload(opened, heads, limits, split)
+    return EncodedUpload(archive, limits, split)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from service.datasets.readers import ZIP_MAGICS, refuse_unknown
+from service.datasets.readers import SNIFF_BYTES, format_of, refuse_unknown
 from service.errors import InvalidInput, TooLarge, UnsupportedMedia
 from service.storage import Storage
 
@@ -59,7 +59,7 @@ async def _copy(stream: AsyncIterator[bytes], write: Callable[[bytes], object], 
 
     async for chunk in stream:
         buffer += chunk
-        if size == 0 and len(buffer) >= 4 and bytes(buffer[:4]) not in ZIP_MAGICS:
+        if size == 0 and len(buffer) >= SNIFF_BYTES and format_of(bytes(buffer[:SNIFF_BYTES])) is None:
             await _read_on(stream)
             raise refuse_unknown(bytes(buffer[:4]))
         if size + len(buffer) > max_bytes:
@@ -73,7 +73,9 @@ async def _copy(stream: AsyncIterator[bytes], write: Callable[[bytes], object], 
             buffer.clear()
     size += len(buffer)
     if size < 4:
-        raise UnsupportedMedia("The body is empty. Send the bytes of a zip or an npz.", code="empty_body")
+        raise UnsupportedMedia("The body is empty. Send the bytes of an archive.", code="empty_body")
+    if size <= SNIFF_BYTES and format_of(bytes(buffer)) is None:
+        raise refuse_unknown(bytes(buffer[:4]))
     await asyncio.to_thread(spill, bytes(buffer))
     return Received(digest.hexdigest(), size)
 

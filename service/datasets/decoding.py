@@ -1,0 +1,166 @@
+"""Decodes the samples of an upload in order, on every core: small processes decode, one thread hands out the work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.datasets.decode import ImageRejected
+from service.datasets.decoding_process import Answer, Crashed, DecodingProcess, Task, decode_all
+from service.datasets.readers import Upload
+from service.datasets.sample import Sample
+
+POOL_FROM = 512  # fewer samples are decoded before processes have started
+MOST_PROCESSES = 16
+BATCH_IMAGES = 256
+BATCH_BYTES = 4 * 1024 * 1024  # of files, and of pixels
+WAITING = 3  # batches a process
+
+
+@dataclass(frozen=True)
+class Target:
+    """What every image becomes."""
+
+    size: int
+    channels: int
+    max_pixels: int
+
+    @property
+    def pixel_bytes(self) -> int:
+        return self.size * self.size * self.channels
+
+
+class Ready(NamedTuple):
+    """A sample with its pixels at the working resolution, or the reason why it has none."""
+
+    sample: Sample
+    pixels: NDArray[np.uint8] | None
+    problem: str | None
+    sample_id: str
+    width: int
+    height: int
+    grey: bool
+
+
+def decoded(upload: Upload, target: Target, *, processes: int | None = None) -> Generator[Ready]:
+    """Every sample in the order of the upload. `processes`: None for one a core, 0 for none besides this one."""
+    samples = upload.samples()
+    first = next(samples, None)
+    if first is None:
+        return
+    samples = chain([first], samples)
+    if not isinstance(first.data, bytes):
+        yield from (_fitted(upload, sample, target) for sample in samples)
+        return
+    if processes is None:
+        processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0))) if upload.num_samples >= POOL_FROM else 0
+    if processes == 0:
+        for batch in _batches(samples, target):
+            yield from _joined(batch, decode_all(_task(batch, target)), target)
+        return
+    with _Pool(processes, target) as pool:
+        yield from pool.run(_batches(samples, target))
+
+
+class _Pool:
+    """Decoding processes, each with a thread that talks to it."""
+
+    def __init__(self, processes: int, target: Target) -> None:
+        self._target = target
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoding")
+        self._idle = deque(DecodingProcess() for _ in range(processes))
+        self._window = WAITING * processes
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._idle:
+            process.close()
+
+    def run(self, batches: Iterator[list[Sample]]) -> Iterator[Ready]:
+        waiting: deque[tuple[list[Sample], Future[list[Answer]]]] = deque()
+        for batch in batches:
+            waiting.append((batch, self._threads.submit(self._decode, _task(batch, self._target))))
+            if len(waiting) >= self._window:
+                yield from self._first(waiting)
+        while waiting:
+            yield from self._first(waiting)
+
+    def _first(self, waiting: deque[tuple[list[Sample], Future[list[Answer]]]]) -> Iterator[Ready]:
+        batch, answers = waiting.popleft()
+        return _joined(batch, answers.result(), self._target)
+
+    def _decode(self, task: Task) -> list[Answer]:
+        """A process that dies takes no job with it: its batch is tried again, image by image, in a new one."""
+        process = self._idle.popleft()
+        try:
+            return process.decode(task)
+        except Crashed:
+            process.close()
+            process = DecodingProcess()
+            answers: list[Answer] = []
+            for data in task.files:
+                try:
+                    answers += process.decode(task._replace(files=[data]))
+                except Crashed:
+                    process.close()
+                    process = DecodingProcess()
+                    answers.append("decoding it brings the decoder down")
+            return answers
+        finally:
+            self._idle.append(process)
+
+
+def _batches(samples: Iterator[Sample], target: Target) -> Iterator[list[Sample]]:
+    most = max(1, min(BATCH_IMAGES, BATCH_BYTES // target.pixel_bytes))
+    batch: list[Sample] = []
+    size = 0
+    for sample in samples:
+        batch.append(sample)
+        size += len(sample.data)
+        if len(batch) == most or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _task(batch: list[Sample], target: Target) -> Task:
+    files = [sample.data for sample in batch if sample.problem is None and isinstance(sample.data, bytes)]
+    return Task(target.size, target.channels, target.max_pixels, files)
+
+
+def _joined(batch: list[Sample], answers: list[Answer], target: Target) -> Iterator[Ready]:
+    following = iter(answers)
+    shape = (target.size, target.size, target.channels)
+    for sample in batch:
+        answer = sample.problem if sample.problem is not None else next(following)
+        if isinstance(answer, str):
+            yield Ready(sample, None, answer, "", 0, 0, False)
+        else:
+            sample_id, width, height, grey, pixels = answer
+            yield Ready(sample, np.frombuffer(pixels, np.uint8).reshape(shape), None, sample_id, width, height, grey)
+
+
+def _fitted(upload: Upload, sample: Sample, target: Target) -> Ready:
+    """Of an upload that gives pixels."""
+    if isinstance(sample.data, bytes):
+        raise TypeError("an upload gives files or pixels, not both")
+    height, width, channels = sample.data.shape
+    try:
+        pixels = upload.pixels(sample, size=target.size, channels=target.channels)
+    except ImageRejected as error:
+        return Ready(sample, None, str(error), "", 0, 0, False)
+    sample_id = hashlib.sha256(sample.data.tobytes()).hexdigest()
+    return Ready(sample, pixels, None, sample_id, width, height, channels == 1)

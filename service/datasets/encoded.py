@@ -1,0 +1,64 @@
+"""An archive of image files as an upload, whichever archive it is and however its labels are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.datasets import metadata, webdataset
+from service.datasets.decode import ImageRejected, decode_image
+from service.datasets.layouts import Entry, Labelled, by_folder, chosen, images_of
+from service.datasets.members import Archive, too_much
+from service.datasets.sample import Layout, Limits, Sample
+
+
+class EncodedUpload:
+    """Image files with labels; `samples` reads them one by one."""
+
+    def __init__(self, archive: Archive, limits: Limits, split: str | None = None) -> None:
+        self._archive = archive
+        self._limits = limits
+        labelled = _labelled(archive, limits, split)
+        self.source_format = f"{labelled.form}-{archive.kind}"
+        self.classes = labelled.classes
+        self.num_samples = len(labelled.entries)
+        self._entries = labelled.entries
+
+    def layout(self) -> Layout | None:
+        """Only decoding tells."""
+        return None
+
+    def samples(self) -> Iterator[Sample]:
+        for entry in self._entries:
+            yield self._sample(entry)
+
+    def pixels(self, sample: Sample, *, size: int, channels: int) -> NDArray[np.uint8]:
+        if not isinstance(sample.data, bytes):
+            raise TypeError("an archive of images gives encoded files")
+        return decode_image(sample.data, size=size, channels=channels, max_pixels=self._limits.max_image_pixels)
+
+    def _sample(self, entry: Entry) -> Sample:
+        problem = entry.problem
+        if problem is None and entry.member is not None:
+            try:
+                data = self._archive.read(entry.member, self._limits.max_image_bytes)
+                return Sample(entry.path, entry.label, data, entry.group)
+            except ImageRejected as error:
+                problem = str(error)
+        return Sample(entry.path, entry.label, b"", entry.group, problem)
+
+
+def _labelled(archive: Archive, limits: Limits, split: str | None) -> Labelled:
+    """Tables of labels first, then keys with label files, then folders."""
+    images = chosen(images_of(archive.members), split)
+    if len(images) > limits.max_images or sum(image.size for image in images) > limits.max_unpacked_bytes:
+        raise too_much(limits.max_images, limits.max_unpacked_bytes)
+    tables = metadata.tables_of(archive.members)
+    if tables and any(metadata.has_labels(archive, table) for table in tables):
+        return metadata.by_tables(archive, tables, images)
+    labels = webdataset.labels_of(archive.members, images)
+    if webdataset.are_labels(archive, images, labels):
+        return webdataset.by_keys(archive, images, labels)
+    return by_folder(images)

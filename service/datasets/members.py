@@ -1,0 +1,84 @@
+"""Files inside an archive: what every archive reader offers, and which names no honest archive holds."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, Protocol
+
+from service.datasets.sample import MAX_NAME_BYTES
+from service.errors import InvalidUpload, TooLarge
+
+IMAGE_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+)
+CLUTTER = frozenset(("__MACOSX", "Thumbs.db", "desktop.ini"))
+CROWD = 65_536  # members after which next to nothing in them is a bomb
+LEAST_MEAN_BYTES = 16  # no image is smaller than this
+_LEADS_OUT = re.compile(r"^/|^[^/]*:(/|$)|(^|/)\.\.(/|$)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+class Member(NamedTuple):
+    """A regular file of an archive, and where its bytes are."""
+
+    name: str  # with forward slashes
+    size: int  # unpacked, as its header says
+    offset: int
+    packed: int
+    method: int = 0
+    crc: int | None = None
+
+
+class Archive(Protocol):
+    """An indexed archive; nothing of it is ever extracted to a path."""
+
+    kind: str
+    members: list[Member]
+
+    def read(self, member: Member, limit: int) -> bytes:
+        """At most `limit` bytes. Raises ImageRejected where they cannot be had."""
+        ...
+
+
+def checked_name(name: str) -> str:
+    """`name` with forward slashes. Raises InvalidUpload where it leads out of the archive or cannot be a name."""
+    path = name.replace("\\", "/")
+    if "\0" in path or _LEADS_OUT.search(path):
+        raise InvalidUpload(
+            f"The archive holds a path that leads out of it: {name[:200]!r}. Nothing was kept.", code="unsafe_path"
+        )
+    if len(path) * 4 > MAX_NAME_BYTES and len(path.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        raise InvalidUpload(
+            f"The archive holds a name of over {MAX_NAME_BYTES} bytes: {name[:60]!r}….", code="unsafe_path"
+        )
+    if _CONTROL.search(path):
+        raise InvalidUpload(
+            f"The archive holds a name with control characters: {name[:200]!r}. Rename the file.", code="bad_name"
+        )
+    return path
+
+
+def is_image(name: str) -> bool:
+    dot = name.rfind(".")
+    return dot > 0 and name[dot:].lower() in IMAGE_SUFFIXES
+
+
+def is_clutter(name: str) -> bool:
+    """What operating systems leave behind: hidden files and folders, thumbnails' databases."""
+    return any(part in CLUTTER or part.startswith(".") for part in name.split("/"))
+
+
+def refuse_crowd(count: int, unpacked: int) -> None:
+    """Raises TooLarge for very many members with next to nothing in them."""
+    if count > CROWD and unpacked < LEAST_MEAN_BYTES * count:
+        raise TooLarge(
+            f"The archive holds over {CROWD} files with next to nothing in them, which no image set does. "
+            "Nothing was kept.",
+            code="archive_bomb",
+        )
+
+
+def too_much(limit_images: int, limit_bytes: int) -> TooLarge:
+    return TooLarge(
+        f"The archive unfolds to over {limit_images} images or {limit_bytes} bytes. Split it into several data sets."
+    )
