@@ -1,68 +1,164 @@
-"""From scores to flags, by the rule the user chose. Pure arithmetic over `models.calibration`."""
+"""From a panel's scores to flags, by the rule the user chose. Pure arithmetic over `models`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.calibration import conformal_p_values, infer_threshold, smallest_alpha, threshold_at_fpr, wilson_interval
-from models.specs import SanitiseSpec
+from models.calibration import infer_threshold, smallest_alpha, smallest_share, wilson_interval
+from models.shift import BulkMap, Shift
+from models.specs import CalibrationSpec, SanitiseSpec
+from worker.calibrating import Calibrated, Panel, Scored, calibrate, discoveries, shifts_between
 
-Rule = Literal["conformal", "threshold", "inferred_threshold"]
+Rule = Literal["conformal", "false_discovery", "threshold", "inferred_threshold"]
 
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """Flags of every candidate, with what they rest on."""
+    """Flags of every candidate, with what they rest on. n candidates, m calibration images, t detectors."""
 
-    scores: NDArray[np.float32]
-    calibration_scores: NDArray[np.float32]
-    p_values: NDArray[np.float64]
-    flagged: NDArray[np.bool_]
+    panel: Panel
+    candidates: Scored
+    reference: Scored  # the calibration images, as they were scored
+    calibration: Scored  # the same, in the candidates' units where it calibrates on the candidates
+    p_values: NDArray[np.float64]  # (n,), of the panel; of the filter alone under a threshold
+    own_p_values: NDArray[np.float64]  # (n, t), of each detector alone
+    flagged: NDArray[np.bool_]  # (n,)
+    spoke: NDArray[np.bool_]  # (n, t): the detectors that each flagged image owes its flag to, at least one
     rule: Rule
-    threshold: float  # flagged where the score exceeds it
-    alpha: float | None  # promised, under the conformal rule only
+    rate: float | None  # asked for, of either kind; None under a threshold
+    level: float | None  # the p-value up to which images are flagged; 0 where nothing is; None under a threshold
+    thresholds: NDArray[np.float64]  # (t,): the score beyond which each detector alone flags; inf where it never does
+    maps: dict[str, BulkMap]  # by detector; empty unless it calibrates on the candidates
+    test: Calibrated
+
+    @property
+    def threshold(self) -> float | None:
+        """Flagged where the one detector's score exceeds it; None of a panel, or where each class has its own."""
+        alone = self.rate is None or (len(self.panel.names) == 1 and self.test.per_class is None)
+        return self.filter_threshold if alone else None
+
+    @property
+    def filter_threshold(self) -> float:
+        """The filter's score beyond which it alone flags an image of any class; the highest seen where none."""
+        highest = max(self.scores.max(initial=-np.inf), self.calibration_scores.max(initial=-np.inf))
+        return float(self.thresholds[0] if np.isfinite(self.thresholds[0]) else highest)
+
+    @property
+    def alpha(self) -> float | None:
+        """Promised share of clean images flagged, under the conformal rule only."""
+        return self.rate if self.rule == "conformal" else None
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """The filter's, which is the first detector, (n,)."""
+        return self.candidates.scores[:, 0]
+
+    @property
+    def calibration_scores(self) -> NDArray[np.float32]:
+        """The filter's, which is the first detector, (m,)."""
+        return self.calibration.scores[:, 0]
 
     @property
     def num_calibration(self) -> int:
-        return len(self.calibration_scores)
+        return len(self.calibration.scores)
+
+    @cached_property
+    def shifts(self) -> dict[str, Shift]:
+        """By detector; empty where there are too few images to tell."""
+        return shifts_between(self.reference, self.candidates, self.panel)
+
+    @property
+    def shift(self) -> Shift | None:
+        """The clearest of the detectors' shifts; None where there are too few images to tell."""
+        return min(self.shifts.values(), key=lambda s: (not s.found, s.p_value, -s.distance), default=None)
 
     @property
     def rates_are(self) -> Literal["held", "estimated"]:
-        return "held" if self.rule == "conformal" else "estimated"
+        """Held only where α was promised for candidates like the reference, and they look like it."""
+        shifted = self.shift is not None and self.shift.found
+        return "held" if self.rate is not None and not self.maps and not shifted else "estimated"
 
     @property
     def smallest_alpha(self) -> float:
-        return smallest_alpha(self.num_calibration)
+        return smallest_alpha(self.test.fewest)
 
     @property
+    def smallest_share(self) -> float | None:
+        """Share of the candidates below which no poison can be discovered; None under the other rules."""
+        if self.rule != "false_discovery" or self.rate is None:
+            return None
+        return smallest_share(self.test.most, rate=self.rate)
+
+    @cached_property
     def calibration_flagged(self) -> dict[str, Any]:
-        """What share of the trusted images, held out of every fit, the same threshold flags."""
-        count = int(self.flags(self.calibration_scores).sum())
+        """What share of the trusted images, held out of every fit, the same rule flags."""
+        count = int(self.flags(self.calibration.scores, self.calibration.labels).sum())
         low, high = wilson_interval(count, self.num_calibration)
         return {"share": count / self.num_calibration, "low": low, "high": high, "n": self.num_calibration}
 
-    def flags(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-        return np.asarray(scores > self.threshold)
+    def flags(self, scores: NDArray[np.float32], labels: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """Whether each of other images would be flagged, (k,). scores: (k, t), or (k,) of one detector."""
+        given = Scored.of(scores, labels)
+        if self.level is not None:
+            return np.asarray(self.test.p_values(given)[0] <= self.level)
+        return np.asarray(given.scores[:, 0] > self.filter_threshold)
 
 
-def judge(scores: NDArray[np.float32], calibration: NDArray[np.float32], spec: SanitiseSpec) -> Judgement:
-    """Raises AlphaTooSmall where the calibration set cannot promise the rate asked for."""
-    rule = spec.calibration
-    alpha = rule.false_quarantine_rate
-    kind: Rule
-    if alpha is not None:
-        kind, threshold = "conformal", threshold_at_fpr(calibration, fpr=alpha)
-    elif rule.threshold is not None:
-        kind, threshold = "threshold", rule.threshold
-    elif rule.infer_threshold is not None:
-        kind = "inferred_threshold"
-        threshold = infer_threshold(calibration, percentage=rule.infer_threshold.percentage)
-    else:
-        raise ValueError("a calibration spec has one rule")
-    p_values = conformal_p_values(scores, calibration)
-    flagged = p_values <= alpha if alpha is not None else np.asarray(scores > threshold)
-    return Judgement(scores, calibration, p_values, flagged, kind, float(threshold), alpha)
+def judge(
+    candidates: Scored | NDArray[np.float32],
+    calibration: Scored | NDArray[np.float32],
+    spec: SanitiseSpec,
+    panel: Panel | None = None,
+) -> Judgement:
+    """Raises AlphaTooSmall where the calibration set, or a class of it, cannot promise the rate asked for."""
+    judged, reference = Scored.of(candidates), Scored.of(calibration)
+    panel = panel or Panel.unnamed(judged.scores.shape[1])
+    test = calibrate(reference, judged, spec.calibration, panel)
+    p_values, own = test.p_values(judged)
+    make = partial(
+        Judgement,
+        panel=panel,
+        candidates=judged,
+        reference=reference,
+        calibration=test.calibration,
+        own_p_values=own,
+        rate=spec.calibration.rate,
+        maps=test.maps,
+        test=test,
+    )
+    if spec.calibration.rate is None:
+        return _by_threshold(make, judged, own, test, spec.calibration)
+    rule: Rule = "conformal"
+    level = spec.calibration.rate
+    if spec.calibration.false_discovery_rate is not None:
+        rule, level = "false_discovery", discoveries(p_values, level)
+    flagged = np.asarray(p_values <= level)
+    spoke = test.spoke(judged, own, flagged, level)
+    lines = test.thresholds(level)
+    return make(p_values=p_values, flagged=flagged, spoke=spoke, rule=rule, level=level, thresholds=lines)
+
+
+def _by_threshold(
+    make: Callable[..., Judgement],
+    judged: Scored,
+    own: NDArray[np.float64],
+    test: Calibrated,
+    given: CalibrationSpec,
+) -> Judgement:
+    """The filter's score alone decides; what else the panel saw is only shown."""
+    rule: Rule = "threshold"
+    line = given.threshold
+    if given.infer_threshold is not None:
+        rule = "inferred_threshold"
+        line = infer_threshold(test.calibration.scores[:, 0], percentage=given.infer_threshold.percentage)
+    lines = np.array([line, *[np.inf] * (own.shape[1] - 1)], dtype=np.float64)
+    flagged = np.asarray(judged.scores[:, 0] > float(lines[0]))
+    spoke = np.zeros(own.shape, dtype=bool)
+    spoke[:, 0] = flagged
+    return make(p_values=own[:, 0], flagged=flagged, spoke=spoke, rule=rule, level=None, thresholds=lines)

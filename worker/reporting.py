@@ -40,7 +40,7 @@ def write_sanitise(
         scores=judgement.scores,
         p_values=judgement.p_values,
         verdicts=verdicts,
-        threshold=judgement.threshold,
+        threshold=judgement.filter_threshold,
         alpha=judgement.alpha,
         smallest_alpha=judgement.smallest_alpha,
         calibration_scores=judgement.calibration_scores,
@@ -80,7 +80,7 @@ def _gallery(sets: Sets, fitted: FilterFit, judgement: Judgement) -> list[Galler
 
 
 def _warnings(judgement: Judgement) -> list[str]:
-    if judgement.alpha is not None:
+    if judgement.rate is not None:
         return []
     flagged = judgement.calibration_flagged
     return [

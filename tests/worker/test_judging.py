@@ -1,4 +1,4 @@
-"""From scores to flags: the three rules, and that they agree with the arithmetic they stand for."""
+"""From scores to flags: the four rules, and that they agree with the arithmetic they stand for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from models.calibration import AlphaTooSmall, conformal_p_values
 from models.specs import SanitiseSpec
+from service.errors import UnusableDataset
+from worker.calibrating import Panel, Scored
 from worker.judging import judge
 
 CALIBRATION = np.linspace(0, 1, 99, dtype=np.float32)
@@ -65,3 +67,128 @@ def test_of_clean_images_alpha_are_flagged_on_average() -> None:
         rates.append(judge(sample[200:], sample[:200], spec(false_quarantine_rate=0.05)).flagged.mean())
     assert np.mean(rates) <= 0.05 + 2 * np.std(rates) / np.sqrt(len(rates))
     assert np.mean(rates) > 0.035
+
+
+def panel_of(rng: np.random.Generator, rows: int) -> Any:
+    common = rng.normal(size=(rows, 1))
+    return (0.6 * common + 0.8 * rng.normal(size=(rows, 3))).astype(np.float32)
+
+
+NAMED = Panel(("residual_energy", "label_loss", "neighbours"))
+
+
+def test_a_panel_keeps_alpha_and_every_flag_names_who_spoke() -> None:
+    rng, rates = np.random.default_rng(1), []
+    for _ in range(300):
+        found = judge(panel_of(rng, 200), panel_of(rng, 400), spec(false_quarantine_rate=0.05), NAMED)
+        rates.append(found.flagged.mean())
+        assert (found.spoke.any(axis=1) == found.flagged).all()
+        assert (found.flags(found.candidates.scores) == found.flagged).all()
+    assert np.mean(rates) <= 0.05 + 2 * np.std(rates) / np.sqrt(len(rates))
+    assert np.mean(rates) > 0.04
+
+
+def test_the_detector_that_saw_the_poison_is_the_one_that_spoke() -> None:
+    rng = np.random.default_rng(2)
+    scores = panel_of(rng, 300)
+    scores[:20, 1] += 9
+    scores[20:30, 2] += 9
+    found = judge(scores, panel_of(rng, 999), spec(false_quarantine_rate=0.02), NAMED)
+    assert found.flagged[:30].all()
+    assert found.spoke[:20, 1].all() and found.spoke[20:30, 2].all()
+    assert found.spoke[:30].mean(axis=0)[0] < 0.2
+    beyond = found.candidates.scores > found.thresholds.astype(np.float32)
+    assert (beyond.any(axis=1) == found.flagged).all()
+    assert found.threshold is None
+    assert found.filter_threshold == found.thresholds[0]
+
+
+@pytest.mark.parametrize("combine", ["simes", "cauchy"])
+def test_classical_combinations_name_who_spoke_too(combine: str) -> None:
+    rng = np.random.default_rng(3)
+    calibration = {"false_quarantine_rate": 0.05, "combine": combine}
+    found = judge(panel_of(rng, 2000), panel_of(rng, 999), spec(calibration=calibration), NAMED)
+    assert 0.02 < found.flagged.mean() < 0.09
+    assert (found.spoke.any(axis=1) == found.flagged).all()
+
+
+def test_a_false_discovery_rate_flags_many_where_poison_is_and_says_what_it_cannot_find() -> None:
+    rng = np.random.default_rng(4)
+    scores = rng.normal(size=1000).astype(np.float32)
+    calibration = rng.normal(size=999).astype(np.float32)
+    nothing = judge(scores, calibration, spec(false_discovery_rate=0.1))
+    scores[:100] += 9
+    found = judge(scores, calibration, spec(false_discovery_rate=0.1))
+    assert found.flagged[:100].all()
+    assert found.flagged.sum() == pytest.approx(110, abs=8)
+    assert (found.rule, found.rate, found.alpha, found.rates_are) == ("false_discovery", 0.1, None, "held")
+    assert found.smallest_share == pytest.approx(0.01)
+    assert (found.flagged == (scores > found.threshold)).all()
+    assert (found.flags(scores) == found.flagged).all()
+    assert nothing.flagged.sum() <= 5
+    assert nothing.threshold is not None and np.isfinite(nothing.threshold)
+    assert (nothing.flags(scores) == (scores > nothing.threshold)).all() or nothing.flagged.any()
+    with pytest.raises(AlphaTooSmall):
+        judge(scores, calibration[:5], spec(false_discovery_rate=0.1))
+
+
+def test_by_class_a_class_is_judged_by_its_own_images() -> None:
+    rng, labels = np.random.default_rng(5), np.tile([0, 1], 500)
+    scores, calibration = (rng.normal(size=(1000, 2)) + 4 * labels[:, None] for _ in range(2))
+    scores[0] = 4.5  # plain for class 1, far off for class 0
+    calibrated = Scored(calibration.astype(np.float32), labels)
+    asked = spec(false_quarantine_rate=0.01, per_class=True)
+    found = judge(Scored(scores.astype(np.float32), labels), calibrated, asked)
+    assert found.flagged[0]
+    assert not judge(scores.astype(np.float32), calibrated, spec(false_quarantine_rate=0.01)).flagged[0]
+    assert (found.spoke.any(axis=1) == found.flagged).all()
+    assert found.smallest_alpha == pytest.approx(1 / 501)
+    assert found.calibration_flagged["share"] == pytest.approx(0.01, abs=0.005)
+    assert (found.flags(scores.astype(np.float32), labels) == found.flagged).all()
+    assert found.threshold is None
+
+
+def test_a_class_too_small_to_promise_alpha_is_named() -> None:
+    labels = np.repeat([0, 1], [90, 9])
+    calibration = Scored(CALIBRATION, labels)
+    asked = spec(false_quarantine_rate=0.05, per_class=True)
+    with pytest.raises(AlphaTooSmall, match=r"ship \(9\)"):
+        judge(Scored(CALIBRATION, labels), calibration, asked, Panel(("score",), class_names=("car", "ship")))
+    judge(Scored(CALIBRATION[:5], labels[:5]), calibration, asked)
+    with pytest.raises(ValueError, match="labels"):
+        judge(CALIBRATION, calibration, asked)
+
+
+def test_shift_is_told_and_calibrating_on_the_candidates_answers_it() -> None:
+    """Candidates of another camera score 1.6 times the logarithm's width higher; a tenth are poison beyond a gap."""
+    rng = np.random.default_rng(6)
+    calibration = np.exp(rng.normal(size=(1000, 2))).astype(np.float32)
+    scores = np.exp(1.6 + 1.2 * rng.normal(size=(4000, 2))).astype(np.float32)
+    scores[:400, 1] = np.exp(1.6 + 1.2 * 6)
+    for how, low, high in (("reference", 0.2, 1.0), ("candidates", 0.01, 0.1)):
+        asked = spec(calibration={"false_quarantine_rate": 0.05, "calibrate_on": how})
+        found = judge(scores, calibration, asked)
+        assert found.flagged[:400].all()
+        assert low < found.flagged[400:].mean() < high
+        assert found.rates_are == "estimated"
+        assert found.shift is not None and found.shift.found
+        assert set(found.maps) == (set(found.panel.names) if how == "candidates" else set())
+        assert (found.flags(scores) == found.flagged).all()
+    same = np.exp(rng.normal(size=(4000, 2))).astype(np.float32)
+    unshifted = judge(same, calibration, spec(false_quarantine_rate=0.05))
+    assert unshifted.rates_are == "held"
+    assert unshifted.shift is not None and not unshifted.shift.found
+
+
+def test_too_few_candidates_to_calibrate_on_are_refused() -> None:
+    with pytest.raises(UnusableDataset, match="at least 50"):
+        judge(CALIBRATION[:20], CALIBRATION, spec(false_quarantine_rate=0.05, calibrate_on="candidates"))
+
+
+def test_a_threshold_judges_the_filter_alone() -> None:
+    scores = np.array([[0.5, 99.0], [0.95, 0.0]], np.float32)
+    found = judge(scores, np.stack([CALIBRATION, CALIBRATION], axis=1), spec(threshold=0.9))
+    assert found.flagged.tolist() == [False, True]
+    assert found.spoke.tolist() == [[False, False], [True, False]]
+    assert found.p_values.tolist() == found.own_p_values[:, 0].tolist()
+    assert found.flags(scores).tolist() == [False, True]

@@ -1,0 +1,190 @@
+"""A panel's scores, and the test that its calibration images make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.calibration import (
+    PanelTest,
+    PerClassTest,
+    benjamini_hochberg,
+    check_alpha,
+    check_alpha_per_class,
+    threshold_at_fpr,
+)
+from models.combination import panel_test
+from models.shift import FEWEST, BulkMap, Groups, Shift, bulk_calibration, detect_shift
+from models.specs import CalibrationSpec
+from service.errors import UnusableDataset
+
+P = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The detectors, the filter's score first. weights: how α is shared among them, evenly where not given."""
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
+    class_names: Sequence[str] = ()
+
+    @classmethod
+    def unnamed(cls, count: int) -> Self:
+        return cls(tuple(f"score_{place}" for place in range(count)) if count > 1 else ("score",))
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Images as the panel sees them: scores (k, t), given labels (k,), the object each shows (k,)."""
+
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64] | None = None
+    groups: Groups | None = None
+
+    @classmethod
+    def of(cls, scores: Self | NDArray[np.float32], labels: NDArray[np.int64] | None = None) -> Self:
+        """Takes (k,) for the scores of one detector."""
+        if isinstance(scores, cls):
+            return scores if scores.scores.ndim == 2 else cls(scores.scores[:, None], scores.labels, scores.groups)
+        table = np.asarray(scores)
+        return cls(table if table.ndim == 2 else table[:, None], labels)
+
+    def labels_needed(self) -> NDArray[np.int64]:
+        if self.labels is None:
+            raise ValueError("calibration by class needs the labels of candidates and calibration images")
+        return self.labels
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """The calibration images, in the candidates' units where they are mapped, and the test they make."""
+
+    calibration: Scored
+    maps: dict[str, BulkMap]
+    weights: P  # (t,)
+    fewest: int  # calibration images that any candidate is compared with, at least
+    most: int
+    whole: PanelTest | None  # exactly one of the two
+    per_class: PerClassTest | None
+
+    def p_values(self, images: Scored) -> tuple[P, P]:
+        """Of the panel (k,), and of each detector (k, t)."""
+        if self.per_class is not None:
+            return self.per_class.p_values(images.scores, images.labels_needed())
+        assert self.whole is not None  # noqa: S101
+        return self.whole.p_values(images.scores)
+
+    def spoke(self, images: Scored, own: P, flagged: NDArray[np.bool_], level: float) -> NDArray[np.bool_]:
+        """The detectors that alone would have flagged each flagged image at `level`, and the most extreme, (n, t)."""
+        spoke = own <= self._levels(level, images.labels)
+        spoke[np.arange(len(own)), np.argmin(own / self.weights, axis=1)] = True
+        return np.asarray(spoke & flagged[:, None])
+
+    def thresholds(self, level: float) -> P:
+        """The scores beyond which each detector alone flags an image of any class at `level`, (t,); inf where none."""
+        if self.per_class is None:
+            return _lines(self.calibration.scores, self._levels(level, None))
+        labels = self.calibration.labels_needed()
+        classes = np.unique(labels)
+        levels = self._levels(level, classes)
+        lines = [_lines(self.calibration.scores[labels == c], own) for c, own in zip(classes, levels, strict=True)]
+        return np.asarray(np.max(lines, axis=0))
+
+    def _levels(self, level: float, labels: NDArray[np.int64] | None) -> P:
+        if self.per_class is not None and labels is not None:
+            return self.per_class.levels(level, labels)
+        assert self.whole is not None  # noqa: S101
+        return self.whole.levels(level)
+
+
+def _lines(calibration: NDArray[np.float32], levels: P) -> P:
+    """calibration: (m, t); levels: (t,)."""
+    columns = zip(calibration.T, levels, strict=True)
+    return np.array([threshold_at_fpr(column, fpr=level) if level > 0 else np.inf for column, level in columns])
+
+
+def calibrate(reference: Scored, candidates: Scored, spec: CalibrationSpec, panel: Panel) -> Calibrated:
+    """Raises AlphaTooSmall where the calibration images cannot promise the rate asked for, or no rate of a class."""
+    labels = calibration_labels = None
+    if spec.per_class:
+        labels, calibration_labels = candidates.labels_needed(), reference.labels_needed()
+    _check_rate(spec, len(reference.scores), labels, calibration_labels, panel)
+    maps = _maps(reference, candidates, panel) if spec.calibrate_on == "candidates" else {}
+    calibration = _mapped(reference, maps, panel)
+
+    def make(scores: NDArray[np.floating]) -> PanelTest:
+        return panel_test(scores, spec.combine, panel.weights)
+
+    counts = [len(reference.scores)]
+    whole, per_class = None, None
+    if labels is None or calibration_labels is None:
+        whole = make(calibration.scores)
+    else:
+        per_class = PerClassTest(calibration.scores, calibration_labels, make)
+        counts = [int(np.count_nonzero(calibration_labels == label)) for label in np.unique(labels)] or counts
+    weights = np.asarray(panel.weights or [1.0] * len(panel.names), dtype=np.float64)
+    return Calibrated(calibration, maps, weights, min(counts), max(counts), whole, per_class)
+
+
+def shifts_between(reference: Scored, candidates: Scored, panel: Panel) -> dict[str, Shift]:
+    """How each detector's scores of the bulk of the candidates differ from the reference's; none of too few images."""
+    if min(len(reference.scores), len(candidates.scores)) < FEWEST:
+        return {}
+    return {
+        name: detect_shift(
+            reference.scores[:, place],
+            candidates.scores[:, place],
+            groups_calibration=_several(reference.groups),
+            groups_candidates=_several(candidates.groups),
+            tests=len(panel.names),
+        )
+        for place, name in enumerate(panel.names)
+    }
+
+
+def discoveries(p_values: P, rate: float) -> float:
+    """The largest p-value that Benjamini–Hochberg flags at `rate`; 0 where it flags none."""
+    return float(p_values[benjamini_hochberg(p_values, rate=rate)].max(initial=0.0))
+
+
+def _check_rate(
+    spec: CalibrationSpec,
+    num_calibration: int,
+    labels: NDArray[np.int64] | None,
+    calibration_labels: NDArray[np.int64] | None,
+    panel: Panel,
+) -> None:
+    if spec.rate is None:
+        return
+    check_alpha(spec.rate, num_calibration)
+    if labels is not None and calibration_labels is not None:
+        check_alpha_per_class(spec.rate, labels, calibration_labels, panel.class_names)
+
+
+def _maps(reference: Scored, candidates: Scored, panel: Panel) -> dict[str, BulkMap]:
+    fewest = min(len(reference.scores), len(candidates.scores))
+    if fewest < FEWEST:
+        raise UnusableDataset(
+            f"To calibrate on the candidates takes at least {FEWEST} candidates and as many held-out reference images;"
+            f" here are {fewest}. Calibrate on the reference, or give more images."
+        )
+    return {
+        name: bulk_calibration(reference.scores[:, place], candidates.scores[:, place])
+        for place, name in enumerate(panel.names)
+    }
+
+
+def _mapped(reference: Scored, maps: dict[str, BulkMap], panel: Panel) -> Scored:
+    if not maps:
+        return reference
+    table = np.stack([maps[name].mapped for name in panel.names], axis=1).astype(np.float32)
+    return Scored(table, reference.labels, reference.groups)
+
+
+def _several(groups: Groups | None) -> Groups | None:
+    return groups if groups is not None and len(np.unique(groups)) > 1 else None
