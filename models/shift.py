@@ -97,10 +97,9 @@ def detect_shift(
         of_candidates = of_candidates.inflated(of_reference.design_effect)
     factor = _factor(of_reference.shares, of_candidates.shares)
     gaps = of_candidates.shares - factor * of_reference.shares
-    p_value = max(
-        _p_value(of_reference, of_candidates, assumed, np.random.default_rng(np.random.PCG64(seed)))
-        for assumed in {1.0, float(factor)}
-    )
+    rng = np.random.default_rng(np.random.PCG64(seed))
+    errors = of_reference.drawn(rng), of_candidates.drawn(rng)
+    p_value = max(_p_value(of_reference, of_candidates, errors, assumed) for assumed in {1.0, float(factor)})
     distance = float(np.abs(gaps).max())
     return Shift(
         found=p_value * tests <= FALSE_ALARMS and distance >= SMALLEST_DISTANCE,
@@ -192,9 +191,11 @@ class _Shares:
 
     def drawn(self, rng: np.random.Generator) -> Float64s:
         """Errors of the shares, (draws, k), with tails as heavy as so few groups make them."""
-        errors = rng.multivariate_normal(np.zeros(len(self.shares)), self.covariance, size=DRAWS, method="svd")
+        values, vectors = np.linalg.eigh(self.covariance)
+        root = vectors * np.sqrt(np.maximum(values, 0))
         freedom = self.groups - 1
-        return np.asarray(errors / np.sqrt(rng.chisquare(freedom, size=(DRAWS, 1)) / freedom))
+        scale = np.sqrt(rng.chisquare(freedom, size=(DRAWS, 1)) / freedom)
+        return np.asarray(rng.normal(size=(DRAWS, len(values))) @ root.T / scale)
 
 
 def _factor(reference: Float64s, candidates: Float64s) -> Float64s:
@@ -203,7 +204,7 @@ def _factor(reference: Float64s, candidates: Float64s) -> Float64s:
     return np.asarray(np.clip(fitted, 1 - MAX_POISON, 1))
 
 
-def _p_value(reference: _Shares, candidates: _Shares, factor: float, rng: np.random.Generator) -> float:
+def _p_value(reference: _Shares, candidates: _Shares, errors: tuple[Float64s, Float64s], factor: float) -> float:
     """How often sets that differ by a share 1 − `factor` of poison only would show so large a gap."""
     spread = np.sqrt(np.diag(candidates.covariance) + factor**2 * np.diag(reference.covariance))
     spread = np.maximum(spread, 1e-12)
@@ -212,7 +213,7 @@ def _p_value(reference: _Shares, candidates: _Shares, factor: float, rng: np.ran
         fitted = _factor(of_reference, of_candidates)[..., None]
         return np.asarray((np.abs(of_candidates - fitted * of_reference) / spread).max(axis=-1))
 
-    drawn = largest(reference.shares + reference.drawn(rng), factor * reference.shares + candidates.drawn(rng))
+    drawn = largest(reference.shares + errors[0], factor * reference.shares + errors[1])
     seen = largest(reference.shares, candidates.shares)
     return float((1 + np.count_nonzero(drawn >= seen)) / (1 + DRAWS))
 
