@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import secrets
+from itertools import chain
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from PIL import Image
 from sqlalchemy import select, tuple_
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from models.specs import IngestSpec
 from service.api.access import Key
 from service.api.schemas import DatasetOut, JobOut, Page, decode_cursor, decode_offset, encode_cursor
 from service.datasets import repository as datasets
+from service.datasets.export import MEDIA_TYPES, SUFFIXES, ExportFormat, Version, exported
+from service.datasets.export_items import origin_of
 from service.datasets.receive import Received, parse_repr_digest, receive
+from service.datasets.sample import Limits
 from service.errors import InvalidInput, NotFound, TooLarge
 from service.jobs.create import add_job
 from service.jobs.submit import parse_params
@@ -36,10 +40,14 @@ async def upload(
     size: int | None = None,
     channels: int | None = None,
     max_rejected_share: float | None = None,
+    split: str | None = None,
 ) -> Response:
-    """The raw body is a zip of class folders, or an npz of `images` and `labels`. Answers with the ingest job."""
+    """The raw body is a zip or tar of images, a WebDataset tar, an npz, IDX files in a zip, or Parquet.
+
+    Its format is told by its bytes. Answers with the ingest job.
+    """
     check_name(name, what="data set")
-    given = {"size": size, "channels": channels, "max_rejected_share": max_rejected_share}
+    given = {"size": size, "channels": channels, "max_rejected_share": max_rejected_share, "split": split}
     spec = parse_params("ingest", {field: value for field, value in given.items() if value is not None})
     state = request.app.state
     limit: int = state.settings.max_upload_bytes
@@ -113,7 +121,7 @@ def samples(request: Request, reference: str, _key: Key, cursor: str | None = No
     with state.database.session() as session:
         row = datasets.find(session, reference)
     offset = decode_offset(cursor)
-    table = datasets.reader(state.storage, row).manifest().slice(offset, limit)
+    table = datasets.reader(state.storage, row).rows_in(offset, limit)
     items = [
         {"index": offset + place, **fields, "label": row.classes[fields["label"]]}
         for place, fields in enumerate(table.to_pylist())
@@ -133,3 +141,20 @@ def sample_image(request: Request, reference: str, index: int, _key: Key) -> Res
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
     return Response(buffer.getvalue(), media_type="image/png")
+
+
+@router.get("/{reference}/export", summary="The whole version as one file")
+def export(
+    request: Request, reference: str, _key: Key, format: ExportFormat = "imagefolder", originals: bool = True
+) -> Response:
+    """`originals`: encoded formats carry the uploaded file of an image that was not changed, else its pixels as PNG."""
+    state = request.app.state
+    with state.database.session() as session:
+        row = datasets.find(session, reference)
+        origin = origin_of(session, row) if originals else None
+        session.expunge_all()
+    pieces = exported(Version(state.storage, row, origin, Limits.of(state.settings)), format)
+    first = next(pieces)  # what cannot be read is an answer, not half a file
+    name = f"{row.name}-{row.version}.{SUFFIXES[format]}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(chain([first], pieces), media_type=MEDIA_TYPES[format], headers=headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,16 @@ from rich.console import Console
 from service.cli.archive import opened_for_upload
 from service.cli.outcome import DONE, EXIT_CODES, FAILED, INTERRUPTED, Commands, complain
 from service.cli.params import ParamOption, parse_params
-from service.cli.show import JobProgress, print_json, results_console, show_job, show_jobs, show_predictions, upload_bar
+from service.cli.show import (
+    JobProgress,
+    print_json,
+    received_bar,
+    results_console,
+    show_job,
+    show_jobs,
+    show_predictions,
+    upload_bar,
+)
 from service.cli.target import DEFAULT_HOME, HomeOption, KeyOption, UrlOption, connect
 from service.client import Job, WinnowClient
 
@@ -23,6 +33,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=f"Removes poison from image training sets, and serves the model trained on what is left.\n\n{EXIT_CODES}",
 )
+
+
+class ExportFormat(StrEnum):
+    """What a version can be saved as."""
+
+    IMAGEFOLDER = "imagefolder"
+    NPZ = "npz"
+    PARQUET = "parquet"
+    WEBDATASET = "webdataset"
+
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job is accepted.")]
@@ -66,18 +86,21 @@ def demo(
 @app.command()
 def upload(
     name: Annotated[str, typer.Argument(help="Name of the dataset; the upload becomes its next version.")],
-    path: Annotated[Path, typer.Argument(exists=True, readable=True, help="zip of class folders, npz, or a folder.")],
+    path: Annotated[Path, typer.Argument(exists=True, readable=True, help="Archive, npz, Parquet, or a folder.")],
     size: Annotated[int | None, typer.Option(help="Working resolution in pixels, 8 to 256.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for colour.")] = None,
     max_rejected_share: Annotated[float | None, typer.Option(help="Fail when more images are unreadable.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only train, test or validation, where the upload has them.")
+    ] = None,
     no_wait: NoWaitOption = False,
     as_json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     url: UrlOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Upload images: a zip of class folders, an npz, or a folder of class folders."""
-    params = {"size": size, "channels": channels, "max_rejected_share": max_rejected_share}
+    """Upload images: a zip or tar of class folders, WebDataset, npz, IDX, Parquet, or a folder of class folders."""
+    params = {"size": size, "channels": channels, "max_rejected_share": max_rejected_share, "split": split}
     with connect(home, url, key) as client:
         with opened_for_upload(path) as file, upload_bar(Console(stderr=True), f"uploading {path.name}") as bar:
             row = bar.task_ids[0]
@@ -85,6 +108,24 @@ def upload(
                 name, file, params, on_sent=lambda sent, total: bar.update(row, completed=sent, total=total)
             )
         _follow(client, job, no_wait=no_wait, as_json=as_json)
+
+
+@app.command()
+def export(
+    dataset: DatasetArgument,
+    to: Annotated[Path, typer.Option("--to", dir_okay=False, help="File to write.")],
+    format: Annotated[ExportFormat, typer.Option(help="What to write.")] = ExportFormat.IMAGEFOLDER,
+    working: Annotated[
+        bool, typer.Option("--working", help="Pixels at the working resolution instead of the uploaded files.")
+    ] = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Save a dataset version as an image folder (zip), npz, Parquet or WebDataset file."""
+    with connect(home, url, key) as client, received_bar(Console(stderr=True), f"exporting {dataset}") as show:
+        client.export(dataset, to, format.value, originals=not working, on_received=show)
+    typer.echo(f"{to}: {to.stat().st_size} bytes")
 
 
 @app.command()

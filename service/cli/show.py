@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import orjson
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from service.client import Job, Prediction
@@ -73,6 +80,15 @@ def upload_bar(console: Console, title: str) -> Iterator[Progress]:
     ) as bar:
         bar.add_task(title, total=None)
         yield bar
+
+
+@contextmanager
+def received_bar(console: Console, title: str) -> Iterator[Callable[[int], None]]:
+    """For a download whose length nobody knows: what to call with the bytes so far."""
+    columns = (TextColumn("[bold]{task.description}"), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        row = bar.add_task(title, total=None)
+        yield lambda received: bar.update(row, completed=received)
 
 
 def show_job(console: Console, job: Job) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +64,7 @@ class WinnowClient:
     ) -> Job:
         """Upload a data set from a file, piece by piece; gives its ingest job.
 
-        params: `size`, `channels`, `max_rejected_share`. on_sent: called with (bytes sent, bytes in all).
+        params: `size`, `channels`, `max_rejected_share`, `split`. on_sent: called with (bytes sent, bytes in all).
         """
         query = {key: value for key, value in (params or {}).items() if value is not None}
         with ExitStack() as stack:
@@ -86,6 +86,34 @@ class WinnowClient:
     def datasets(self, name: str | None = None) -> Iterator[DatasetVersion]:
         """Every version of that name, or of all."""
         return self._pages("/v1/datasets" if name is None else f"/v1/datasets/{name}", {}, DatasetVersion)
+
+    def export(
+        self,
+        reference: str,
+        to: str | PathLike[str],
+        format: Literal["imagefolder", "npz", "parquet", "webdataset"] = "imagefolder",
+        *,
+        originals: bool = True,
+        on_received: Callable[[int], None] | None = None,
+    ) -> Path:
+        """Save a version as one file; `to` holds the whole of it or is not touched.
+
+        originals: False for the pixels at the working resolution instead of the uploaded files.
+        on_received: called with the bytes received so far.
+        """
+        target = Path(to)
+        partial = target.with_name(f".{target.name}.partial")
+        query = {"format": format, "originals": originals}
+        try:
+            with self._streamed(f"/v1/datasets/{reference}/export", query) as answer, partial.open("wb") as file:
+                for piece in answer.iter_bytes(CHUNK_BYTES):
+                    file.write(piece)
+                    if on_received is not None:
+                        on_received(answer.num_bytes_downloaded)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
 
     # Jobs
 
@@ -213,8 +241,25 @@ class WinnowClient:
                 return
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        try:
+        with self._reached(method, path):
             answer = self._http.request(method, path, **request)
+        if answer.is_success:
+            return answer
+        raise problem_of(answer)
+
+    @contextmanager
+    def _streamed(self, path: str, query: Mapping[str, Any]) -> Iterator[httpx.Response]:
+        """An answer whose body the caller reads."""
+        with self._reached("GET", path), self._http.stream("GET", path, params=dict(query)) as answer:
+            if not answer.is_success:
+                answer.read()
+                raise problem_of(answer)
+            yield answer
+
+    @contextmanager
+    def _reached(self, method: str, path: str) -> Iterator[None]:
+        try:
+            yield
         except httpx.TimeoutException as error:
             raise CannotReach(f"{self.url} did not answer in time ({method} {path}).") from error
         except httpx.TransportError as error:
@@ -222,9 +267,6 @@ class WinnowClient:
                 f"Cannot reach Winnow at {self.url}: {error}. Is it running? Start it with 'winnow up', or give "
                 "the address of another with --url."
             ) from error
-        if answer.is_success:
-            return answer
-        raise problem_of(answer)
 
 
 def _retry_after_s(answer: httpx.Response) -> float:

@@ -42,11 +42,11 @@ def by_tables(archive: Archive, tables: list[Member], images: list[Member]) -> L
     there = {member.name for member in archive.members}
     given = []
     for image in images:
-        row = told.pop(image.name, None)
-        if row is None:
+        labelled = told.pop(image.name, None)
+        if labelled is None:
             given.append(Given(image.name, image, None, None, "no table names it, so it has no label"))
         else:
-            given.append(Given(image.name, image, *row))
+            given.append(Given(image.name, image, *labelled))
     given += [
         Given(name, None, known, whole, "a table names it, but the archive does not hold it")
         for name, (known, whole) in told.items()
