@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import weakref
 from collections.abc import Iterator
 from typing import IO, BinaryIO, Protocol
 
@@ -38,7 +39,7 @@ class TarArchive:
         source: _Source = _Plain(file)
         if compression is not None:
             source = _Spooled(Unpacked(file, compression, limits.max_unpacked_bytes), limits.max_image_bytes)
-        self._data = source.data
+        self._source = source
         self.members: list[Member] = []
         unpacked = 0
         for member in _members(source):
@@ -54,8 +55,8 @@ class TarArchive:
         """The bytes of a member, at most `limit`. Raises ImageRejected where they cannot be had."""
         if member.size > limit or member.offset == ABSENT:
             raise ImageRejected(f"it is {member.size} bytes; at most {limit} are accepted")
-        self._data.seek(member.offset)
-        data = self._data.read(member.size)
+        self._source.data.seek(member.offset)
+        data = self._source.data.read(member.size)
         if len(data) != member.size:
             raise ImageRejected("the archive is damaged at this file (it ends too early)")
         return data
@@ -96,6 +97,7 @@ class _Spooled:
         self.data: IO[bytes] = tempfile.TemporaryFile(prefix="winnow-spool-")  # noqa: SIM115 (lives as long as the archive)
         self._stream = io.BufferedReader(stream, COPY_BYTES)
         self._max_member_bytes = max_member_bytes
+        weakref.finalize(self, self.data.close)  # nobody else knows when the last image has been read
 
     def take(self, count: int) -> bytes:
         return _whole(self._stream.read(count), count)
