@@ -145,7 +145,9 @@ def verdicts(client: WinnowClient, stack: RunningStack, job_id: str) -> dict[str
     headers = {"Authorization": f"Bearer {stack.key}", "Accept": "application/vnd.apache.parquet"}
     answer = httpx.get(f"{client.url}/v1/jobs/{job_id}/verdicts", headers=headers, timeout=60).raise_for_status()
     table = pq.read_table(pa.BufferReader(answer.content))
-    return {name: table[name].to_numpy() for name in ("verdict", "p_value", "score")}
+    score = next(name for name in table.column_names if name.startswith("score."))  # the filter's own comes first
+    columns = {"verdict": "verdict", "p_value": "p_value", "score": score}
+    return {name: table[column].to_numpy() for name, column in columns.items()}
 
 
 def detection_rows(

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from service.api import access, datasets, health, jobs, models, problems
 from service.db import Database
 from service.jobs.queue import Doorbell, celery_app
+from service.jobs.verdict_pages import Orders
 from service.logs import configure_logs
 from service.serving.engine import Engine
 from service.settings import Settings
@@ -38,6 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.database = database
     app.state.storage = storage
     app.state.engine = engine
+    app.state.orders = Orders()
     app.state.doorbell = Doorbell(celery_app(settings), database)
     app.add_middleware(access.RequestIds)
     problems.install(app)

@@ -71,6 +71,7 @@ class Verdict(Wire):
     verdict: Literal["keep", "reform", "quarantine"]
     p_value: float | None = None
     scores: dict[str, float] = {}
+    p_values: dict[str, float] = {}  # of each detector alone
     reasons: list[str] = []
     override: Any = None
 

@@ -108,6 +108,7 @@ def application(fake: FakeWinnow) -> FastAPI:
                 "verdict": "quarantine" if i % 2 else "keep",
                 "p_value": 0.5,
                 "scores": {"residual_energy": 1.0},
+                "p_values": {"residual_energy": 0.5},
                 "reasons": [],
                 "override": None,
             }

@@ -1,0 +1,159 @@
+"""Pages of a table of verdicts in any order, without reading the table: sorted orders are kept, rows are looked up."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc as ipc
+from numpy.typing import NDArray
+
+from service.errors import InvalidInput
+from service.jobs.verdicts import ROWS_A_BATCH, SCORE, Verdict, VerdictTable, as_wire, detectors, paged_key
+from service.storage import Storage
+
+Order = NDArray[np.int64]
+
+SORTS = ("index", "p_value", "path", "label")
+MOST_BYTES = 64 * 1024 * 1024
+"""Of all orders kept: sixteen of a million images each."""
+
+
+class Orders:
+    """The orders of rows that were asked for last, within `most_bytes`; any thread may ask."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._most = most_bytes
+        self._kept: OrderedDict[tuple[str, ...], NDArray[np.int32]] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(order.nbytes for order in self._kept.values())
+
+    def get(self, key: tuple[str, ...], make: Callable[[], Order]) -> NDArray[np.int32]:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        order = make().astype(np.int32)
+        with self._lock:
+            if order.nbytes <= self._most:
+                self._kept[key] = order
+            while self.nbytes > self._most:
+                self._kept.popitem(last=False)
+        return order
+
+
+@dataclass(frozen=True)
+class VerdictPages:
+    """The verdicts at `key`, which are written once and never change."""
+
+    storage: Storage
+    key: str
+    orders: Orders
+
+    def page(self, verdict: Verdict | None, sort: str, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+        """Rows of one verdict (or all) in the order of `sort`, ties by index, and how many there are in all.
+
+        Raises InvalidInput for an order there is not.
+        """
+        with _Rows(self.storage, self.key) as rows:
+            order = self._order(rows, verdict, sort)
+            if order is None:
+                return as_wire(rows.take(np.arange(offset, max(offset, min(offset + limit, len(rows)))))), len(rows)
+            return as_wire(rows.take(order[offset : offset + limit].astype(np.int64))), len(order)
+
+    def order(self, verdict: Verdict | None, sort: str) -> Order | None:
+        """The places of those rows in that order; None where it is all as they lie. Raises as `page` does."""
+        with _Rows(self.storage, self.key) as rows:
+            order = self._order(rows, verdict, sort)
+        return None if order is None else order.astype(np.int64)
+
+    def _order(self, rows: _Rows, verdict: Verdict | None, sort: str) -> NDArray[np.int32] | None:
+        column = _sorted_by(sort, rows.columns)
+        if verdict is None and sort == "index":
+            return None
+        key = (self.key, verdict.value if verdict else "", sort)
+        return self.orders.get(key, lambda: _ordered(rows, verdict, column, descending=sort.startswith("-")))
+
+
+def _sorted_by(sort: str, columns: list[str]) -> str:
+    """The column that `sort` names; plain `score` is the first detector's."""
+    names = detectors(columns)
+    wanted = sort.removeprefix("-")
+    if wanted == "score" and names:
+        return SCORE + names[0]
+    known = [*SORTS, *(SCORE + name for name in names)]
+    if wanted not in known:
+        raise InvalidInput(
+            f"Verdicts cannot be sorted by {sort!r}: use one of {', '.join(known)}, with a '-' before it to reverse.",
+            code="bad_sort",
+        )
+    return wanted
+
+
+def _ordered(rows: _Rows, verdict: Verdict | None, column: str, *, descending: bool) -> Order:
+    keys = rows.column(column)
+    places = np.arange(len(keys))
+    if verdict is not None:
+        places = np.flatnonzero(pc.equal(rows.column("verdict"), verdict.value).to_numpy())
+        keys = keys.take(pa.array(places))
+    if column == "index" and not descending:
+        return places
+    direction = "descending" if descending else "ascending"
+    order = pc.sort_indices(keys, sort_keys=[("", direction)]).to_numpy()
+    return np.asarray(places[order])
+
+
+class _Rows:
+    """Rows by their places. Jobs from before there were pages have only the whole table, which is then read."""
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        self._open = ExitStack()
+        self._count: int
+        self._whole: pa.Table | None = None
+        if not storage.exists(paged_key(key)):
+            self._whole = VerdictTable.read(storage, key).table
+            self.columns = self._whole.column_names
+            self._count = len(self._whole)
+            return
+        self._file = self._open.enter_context(storage.open(paged_key(key)))
+        self._batches = ipc.open_file(pa.PythonFile(self._file, "r"))
+        self.columns = self._batches.schema.names
+        last = self._batches.num_record_batches - 1
+        self._count = 0 if last < 0 else last * ROWS_A_BATCH + len(self._batches.get_batch(last))
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        if self._whole is not None:
+            return self._whole[name]
+        only = ipc.IpcReadOptions(included_fields=[self.columns.index(name)])
+        return ipc.open_file(pa.PythonFile(self._file, "r"), options=only).read_all()[name]
+
+    def take(self, places: Order) -> pa.Table:
+        if self._whole is not None:
+            return self._whole.take(pa.array(places))
+        numbers, within = np.unique(places // ROWS_A_BATCH, return_inverse=True)
+        batches = [self._batches.get_batch(int(number)) for number in numbers]
+        table = pa.Table.from_batches(batches, schema=self._batches.schema)
+        starts = np.concatenate([[0], np.cumsum([len(batch) for batch in batches])])[:-1].astype(np.int64)
+        return table.take(pa.array(starts[within] + places % ROWS_A_BATCH)) if len(places) else table
