@@ -110,6 +110,7 @@ def _hlihor(**own: Any) -> dict[str, Any]:
         "filter": {"kind": "convolutional", **own},
         "calibration": {"false_quarantine_rate": 0.01},
         "policy": {"pass_through": "reconstructed"},
+        "panel": {"detectors": ()},
     }
 
 
@@ -119,6 +120,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "filter": {"kind": "bottleneck"},
         "calibration": {"threshold": 0.003},
         "policy": {"pass_through": "reconstructed"},
+        "panel": {"detectors": ()},
     },
     "hlihor-ae": _hlihor(),
     "hlihor-dae": _hlihor(denoising=True),

@@ -117,7 +117,7 @@ class SanitiseSpec(Spec):
             return given
         preset = PRESETS.get(given.get("preset", "residual"), {})
         merged = {**preset, **{k: v for k, v in given.items() if k not in CALIBRATION_CHOICES}}
-        for section in ("filter", "policy"):
+        for section in ("filter", "policy", "panel"):
             asked = given.get(section)
             if isinstance(asked, dict):
                 base = preset.get(section, {})

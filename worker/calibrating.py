@@ -26,7 +26,7 @@ P = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Panel:
+class Detectors:
     """The detectors, the filter's score first. weights: how α is shared among them, evenly where not given."""
 
     names: tuple[str, ...]
@@ -108,7 +108,7 @@ def _lines(calibration: NDArray[np.float32], levels: P) -> P:
     return np.array([threshold_at_fpr(column, fpr=level) if level > 0 else np.inf for column, level in columns])
 
 
-def calibrate(reference: Scored, candidates: Scored, spec: CalibrationSpec, panel: Panel) -> Calibrated:
+def calibrate(reference: Scored, candidates: Scored, spec: CalibrationSpec, panel: Detectors) -> Calibrated:
     """Raises AlphaTooSmall where the calibration images cannot promise the rate asked for, or no rate of a class."""
     labels = calibration_labels = None
     if spec.per_class:
@@ -131,7 +131,7 @@ def calibrate(reference: Scored, candidates: Scored, spec: CalibrationSpec, pane
     return Calibrated(calibration, maps, weights, min(counts), max(counts), whole, per_class)
 
 
-def shifts_between(reference: Scored, candidates: Scored, panel: Panel) -> dict[str, Shift]:
+def shifts_between(reference: Scored, candidates: Scored, panel: Detectors) -> dict[str, Shift]:
     """How each detector's scores of the bulk of the candidates differ from the reference's; none of too few images."""
     if min(len(reference.scores), len(candidates.scores)) < FEWEST:
         return {}
@@ -157,7 +157,7 @@ def _check_rate(
     num_calibration: int,
     labels: NDArray[np.int64] | None,
     calibration_labels: NDArray[np.int64] | None,
-    panel: Panel,
+    panel: Detectors,
 ) -> None:
     if spec.rate is None:
         return
@@ -166,7 +166,7 @@ def _check_rate(
         check_alpha_per_class(spec.rate, labels, calibration_labels, panel.class_names)
 
 
-def _maps(reference: Scored, candidates: Scored, panel: Panel) -> dict[str, BulkMap]:
+def _maps(reference: Scored, candidates: Scored, panel: Detectors) -> dict[str, BulkMap]:
     fewest = min(len(reference.scores), len(candidates.scores))
     if fewest < FEWEST:
         raise UnusableDataset(
@@ -179,7 +179,7 @@ def _maps(reference: Scored, candidates: Scored, panel: Panel) -> dict[str, Bulk
     }
 
 
-def _mapped(reference: Scored, maps: dict[str, BulkMap], panel: Panel) -> Scored:
+def _mapped(reference: Scored, maps: dict[str, BulkMap], panel: Detectors) -> Scored:
     if not maps:
         return reference
     table = np.stack([maps[name].mapped for name in panel.names], axis=1).astype(np.float32)

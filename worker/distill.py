@@ -22,7 +22,7 @@ from worker import card
 from worker.artifacts import save_network
 from worker.context import Context, Outcome
 from worker.material import Material, gather
-from worker.scoring import in_batches
+from worker.scoring import filter_scores
 
 PLAN = {"teacher": 50.0, "soft labels": 2.0, "student": 45.0, "calibrating": 3.0, "exporting": 5.0}
 PARITY_ATOL = 1e-4
@@ -68,8 +68,7 @@ def _calibrate(
     student = distilled.student
     mc = McDropout(spec.abstention.mc_passes, spec.student.dropout, spec.seed, student.feature_dim)
     probabilities = mc_probabilities(student, material.held_images, mc.masks(), watch=watch)
-    total = len(material.held_labels)
-    scores = None if material.detector is None else in_batches(material.detector, material.held_images, watch, 0, total)
+    scores = filter_scores(material.detector, material.held_images, watch) if material.detector else None
     abstention = calibrate_abstention(probabilities, material.held_labels, scores, seed=spec.seed)
     check_alpha(spec.abstention.alpha, abstention.n)
     metrics = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.calibration import infer_threshold, smallest_alpha, smallest_share, wilson_interval
 from models.shift import BulkMap, Shift
 from models.specs import CalibrationSpec, SanitiseSpec
-from worker.calibrating import Calibrated, Panel, Scored, calibrate, discoveries, shifts_between
+from worker.calibrating import Calibrated, Detectors, Scored, calibrate, discoveries, shifts_between
 
 Rule = Literal["conformal", "false_discovery", "threshold", "inferred_threshold"]
 
@@ -22,7 +22,7 @@ Rule = Literal["conformal", "false_discovery", "threshold", "inferred_threshold"
 class Judgement:
     """Flags of every candidate, with what they rest on. n candidates, m calibration images, t detectors."""
 
-    panel: Panel
+    panel: Detectors
     candidates: Scored
     reference: Scored  # the calibration images, as they were scored
     calibration: Scored  # the same, in the candidates' units where it calibrates on the candidates
@@ -114,11 +114,11 @@ def judge(
     candidates: Scored | NDArray[np.float32],
     calibration: Scored | NDArray[np.float32],
     spec: SanitiseSpec,
-    panel: Panel | None = None,
+    panel: Detectors | None = None,
 ) -> Judgement:
     """Raises AlphaTooSmall where the calibration set, or a class of it, cannot promise the rate asked for."""
     judged, reference = Scored.of(candidates), Scored.of(calibration)
-    panel = panel or Panel.unnamed(judged.scores.shape[1])
+    panel = panel or Detectors.unnamed(judged.scores.shape[1])
     test = calibrate(reference, judged, spec.calibration, panel)
     p_values, own = test.p_values(judged)
     make = partial(

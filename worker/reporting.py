@@ -33,7 +33,7 @@ def write_sanitise(
     facts = SanitiseFacts(
         job_id=context.claim.job_id,
         dataset=datasets.reference_of(sets.candidate),
-        reference=datasets.reference_of(sets.reference),
+        reference=sets.reference_name,
         result_dataset=f"the next version of {sets.candidate.name}",
         spec=spec.model_dump(mode="json"),
         score_name=fitted.filter.score_name,

@@ -8,60 +8,75 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.filtering import Filter
 from models.training import Checkpoints, Watch
 from service.datasets.shards import SHARD_IMAGES, ShardReader
+from worker.examiner import Examiner, Labels, Listing, Scores
 
-Scores = NDArray[np.float32]
+WATCHED_IMAGES = 256
+"""A cancel is noticed within so many images."""
 
 
 class Scorer(Protocol):
-    """The part of a filter that scores."""
+    """The part of an examiner that scores."""
 
-    def score(self, images: NDArray[np.uint8]) -> Scores: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def score(self, images: NDArray[np.uint8], labels: Labels, folds: Labels, rows: Labels) -> Scores: ...
 
 
-def score_all(scorer: Scorer, reader: ShardReader, watch: Watch, checkpoints: Checkpoints) -> Scores:
-    """Scores (n,) of every image in order."""
-    found = np.empty(reader.num_samples, np.float32)
+def score_all(scorer: Scorer, reader: ShardReader, listing: Listing, watch: Watch, checkpoints: Checkpoints) -> Scores:
+    """Scores (n, t) of every image in order."""
+    found = np.empty((reader.num_samples, len(scorer.names)), np.float32)
     for number in range(reader.num_shards):
         here = slice(number * SHARD_IMAGES, min((number + 1) * SHARD_IMAGES, reader.num_samples))
-        found[here] = _shard_scores(scorer, reader, number, checkpoints, watch, here.start)
+        name = f"scores-{number:05d}"
+        kept = checkpoints.load(name)
+        if kept is None:
+            found[here] = in_batches(
+                scorer, reader.shard(number), listing.at(here), watch, here.start, reader.num_samples
+            )
+            checkpoints.save(name, _packed(found[here]))
+        else:
+            found[here] = np.load(io.BytesIO(kept), allow_pickle=False)
         watch.advance(here.stop, reader.num_samples)
     return found
 
 
-def score_rows(scorer: Scorer, reader: ShardReader, rows: NDArray[np.int64], watch: Watch) -> Scores:
-    """Scores of the images at `rows`, which must be sorted."""
-    found = np.empty(len(rows), np.float32)
-    numbers = rows // SHARD_IMAGES
+def score_rows(
+    scorer: Scorer, reader: ShardReader, places: NDArray[np.int64], listing: Listing, watch: Watch
+) -> Scores:
+    """Scores of the images at `places`, which must be sorted; the listing is of all the reader's images."""
+    found = np.empty((len(places), len(scorer.names)), np.float32)
+    numbers = places // SHARD_IMAGES
     for number in np.unique(numbers):
         here = np.flatnonzero(numbers == number)
-        images = reader.shard(int(number))[rows[here] - number * SHARD_IMAGES]
-        found[here] = in_batches(scorer, images, watch, int(here[0]), len(rows))
+        images = reader.shard(int(number))[places[here] - number * SHARD_IMAGES]
+        found[here] = in_batches(scorer, images, listing.at(places[here]), watch, int(here[0]), len(places))
     return found
 
 
-def _shard_scores(
-    scorer: Scorer, reader: ShardReader, number: int, checkpoints: Checkpoints, watch: Watch, start: int
+def in_batches(
+    scorer: Scorer, images: NDArray[np.uint8], listing: Listing, watch: Watch, start: int, total: int
 ) -> Scores:
-    name = f"scores-{number:05d}"
-    kept = checkpoints.load(name)
-    if kept is not None:
-        loaded: Scores = np.load(io.BytesIO(kept), allow_pickle=False)
-        return loaded
-    scores = in_batches(scorer, reader.shard(number), watch, start, reader.num_samples)
-    buffer = io.BytesIO()
-    np.save(buffer, scores, allow_pickle=False)
-    checkpoints.save(name, buffer.getvalue())
-    return scores
-
-
-WATCHED_IMAGES = 256  # a cancel is noticed within so many images
-
-
-def in_batches(scorer: Scorer, images: NDArray[np.uint8], watch: Watch, start: int, total: int) -> Scores:
     parts = []
     for place in range(0, len(images), WATCHED_IMAGES):
-        parts.append(scorer.score(images[place : place + WATCHED_IMAGES]))
+        here = slice(place, place + WATCHED_IMAGES)
+        of = listing.at(here)
+        parts.append(scorer.score(images[here], of.labels, of.folds, of.rows))
         watch.advance(start + place, total)
     return np.concatenate(parts)
+
+
+def filter_scores(fitted: Filter, images: NDArray[np.uint8], watch: Watch) -> Scores:
+    """Scores (n,) of the filter alone."""
+    blank = np.zeros(len(images), np.int64)
+    found: Scores = in_batches(Examiner(fitted, None), images, Listing(blank, blank, blank), watch, 0, len(images))
+    return found[:, 0]
+
+
+def _packed(scores: Scores) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, scores, allow_pickle=False)
+    return buffer.getvalue()

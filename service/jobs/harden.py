@@ -52,11 +52,12 @@ def progress(children: list[Job]) -> dict[str, Any]:
 def _succeeded(session: Session, parent: Job, child: Job) -> None:
     result = child.result or {}
     if child.type == "sanitise":
-        reference = parent.inputs.get("calibrate_on", parent.inputs["reference"])
-        inputs = {"dataset": result["dataset"], "reference": reference, "model": parent.inputs["model"]}
+        reference = parent.inputs.get("calibrate_on", parent.inputs.get("reference"))
+        inputs = {"dataset": result["dataset"], "model": parent.inputs["model"]}
+        inputs |= {"reference": reference} if reference else {}
         _add(session, parent, "distill", inputs)
     elif child.type == "distill":
-        dataset = parent.inputs.get("evaluate_on", parent.inputs["reference"])
+        dataset = parent.inputs.get("evaluate_on") or parent.inputs["reference"]
         _add(session, parent, "evaluate", {"model": result["model"], "dataset": dataset})
     else:
         repository.move(

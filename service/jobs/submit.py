@@ -23,12 +23,13 @@ from service.registry import repository as registry
 from service.tables import DatasetVersion, Job
 
 INPUTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # type: (required, optional)
-    "sanitise": (frozenset({"dataset", "reference"}), frozenset()),
+    "sanitise": (frozenset({"dataset"}), frozenset({"reference"})),
     "distill": (frozenset({"dataset", "model"}), frozenset({"reference"})),
     "evaluate": (frozenset({"model", "dataset"}), frozenset()),
-    "harden": (frozenset({"dataset", "reference", "model"}), frozenset({"evaluate_on", "calibrate_on"})),
+    "harden": (frozenset({"dataset", "model"}), frozenset({"reference", "evaluate_on", "calibrate_on"})),
 }
 MIN_REFERENCE_FIT = 64
+MIN_SIFTED = 1000
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,20 @@ def _check_inputs(session: Session, request: Request, spec: Spec) -> None:
     }
     for other in others.values():
         check_matches(other, tuple(dataset.image_shape), dataset.classes, f"data set {inputs['dataset']}")
-    if isinstance(spec, SanitiseSpec | HardenSpec) and reference is not None:
-        check_reference(dataset, reference, spec if isinstance(spec, SanitiseSpec) else spec.sanitise)
+    if isinstance(spec, SanitiseSpec | HardenSpec):
+        sanitise = spec if isinstance(spec, SanitiseSpec) else spec.sanitise
+        if reference is not None:
+            check_reference(dataset, reference, sanitise)
+        else:
+            check_siftable(dataset, sanitise)
     if isinstance(spec, DistillSpec):
         check_trainable(dataset, reference, spec)
     if isinstance(spec, HardenSpec):
         if "calibrate_on" in others:
             check_trainable(dataset, others["calibrate_on"], spec.distill)
         else:
-            check_trainable(dataset, reference, spec.distill, held_share=spec.sanitise.calibration.calibration_share)
+            share = spec.sanitise.calibration.calibration_share
+            check_trainable(dataset, reference, spec.distill, held_share=share)
 
 
 def _check_names(request: Request, required: frozenset[str], optional: frozenset[str]) -> None:
@@ -123,6 +129,12 @@ def _check_names(request: Request, required: frozenset[str], optional: frozenset
     if missing:
         raise InvalidParams(
             f"A {request.type} job needs {' and '.join(sorted(missing))}.", code="missing_input", errors=sorted(missing)
+        )
+    if request.type == "harden" and not request.inputs.keys() & {"reference", "evaluate_on"}:
+        raise InvalidParams(
+            "A harden job without a trusted reference needs evaluate_on: images that its student was not trained on.",
+            code="missing_input",
+            errors=["evaluate_on"],
         )
     if unknown:
         raise InvalidParams(f"A {request.type} job takes no {' or '.join(sorted(unknown))}.", code="unknown_input")
@@ -160,7 +172,7 @@ def check_reference(dataset: DatasetVersion, reference: DatasetVersion, spec: Sa
             "Give a larger reference or a smaller calibration_share.",
             code="reference_too_small",
         )
-    alpha = spec.calibration.false_quarantine_rate
+    alpha = spec.calibration.rate
     if alpha is not None and alpha < smallest_alpha(held):
         needed = int((1 / alpha - 1) / spec.calibration.calibration_share) + 1
         raise UnusableDataset(
@@ -169,6 +181,24 @@ def check_reference(dataset: DatasetVersion, reference: DatasetVersion, spec: Sa
             f"{smallest_alpha(held):.4f}, not {alpha}. Ask for that, or give a reference of at least {needed} images.",
             code="alpha_too_small",
             smallest=smallest_alpha(held),
+        )
+
+
+def check_siftable(dataset: DatasetVersion, spec: SanitiseSpec) -> None:
+    """Raises UnusableDataset where no reference can be sifted out of these candidates."""
+    name = datasets.reference_of(dataset)
+    if dataset.num_samples < MIN_SIFTED or len(dataset.classes) < 2:
+        raise UnusableDataset(
+            f"{name} has {dataset.num_samples} images of {len(dataset.classes)} classes: without a trusted reference "
+            f"Winnow sifts one out of at least {MIN_SIFTED} images of two classes. Give a reference.",
+            code="reference_needed",
+        )
+    _refuse_lonely(dataset, "judge each image by others of its class")
+    if "reconstruction_divergence" in spec.panel.detectors:
+        raise UnusableDataset(
+            "The detector reconstruction_divergence looks through the filter, which without a trusted reference is "
+            "fitted last. Give a reference, or leave the detector out.",
+            code="reference_needed",
         )
 
 

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from models.calibration import AlphaTooSmall, conformal_p_values
 from models.specs import SanitiseSpec
 from service.errors import UnusableDataset
-from worker.calibrating import Panel, Scored
+from worker.calibrating import Detectors, Scored
 from worker.judging import judge
 
 CALIBRATION = np.linspace(0, 1, 99, dtype=np.float32)
@@ -74,7 +74,7 @@ def panel_of(rng: np.random.Generator, rows: int) -> Any:
     return (0.6 * common + 0.8 * rng.normal(size=(rows, 3))).astype(np.float32)
 
 
-NAMED = Panel(("residual_energy", "label_loss", "neighbours"))
+NAMED = Detectors(("residual_energy", "label_loss", "neighbours"))
 
 
 def test_a_panel_keeps_alpha_and_every_flag_names_who_spoke() -> None:
@@ -153,7 +153,7 @@ def test_a_class_too_small_to_promise_alpha_is_named() -> None:
     calibration = Scored(CALIBRATION, labels)
     asked = spec(false_quarantine_rate=0.05, per_class=True)
     with pytest.raises(AlphaTooSmall, match=r"ship \(9\)"):
-        judge(Scored(CALIBRATION, labels), calibration, asked, Panel(("score",), class_names=("car", "ship")))
+        judge(Scored(CALIBRATION, labels), calibration, asked, Detectors(("score",), class_names=("car", "ship")))
     judge(Scored(CALIBRATION[:5], labels[:5]), calibration, asked)
     with pytest.raises(ValueError, match="labels"):
         judge(CALIBRATION, calibration, asked)

@@ -1,0 +1,68 @@
+"""What becomes of the candidates once they are judged: kept, reformed or quarantined, and the version that is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.images import Images
+from models.specs import PolicySpec
+from service.datasets.shards import ShardWriter, Written
+from service.jobs.verdicts import Verdict
+from worker.context import Context
+from worker.examiner import Listing
+from worker.fitting import Fitted
+from worker.judging import Judgement
+
+Verdicts = NDArray[np.str_]
+
+
+@dataclass(frozen=True, eq=False)
+class Treatment:
+    """The policy, with what it takes to apply it."""
+
+    fitted: Fitted
+    judgement: Judgement
+    policy: PolicySpec
+
+    def apply(self, images: Images, listing: Listing, verdicts: Verdicts) -> tuple[Images, Verdicts]:
+        """(pixels, verdicts) of one shard, whose verdicts so far are keep or quarantine."""
+        flagged = verdicts == Verdict.QUARANTINE.value
+        reform = self.policy.on_flag == "reform" and bool(flagged.any())
+        if not reform and self.policy.pass_through == "original":
+            return images, verdicts
+        pixels, decided = images.copy(), verdicts.copy()
+        if self.policy.pass_through == "reconstructed":
+            pixels[~flagged] = self.fitted.filter_fit.filter.reconstruct(images[~flagged])
+        if reform:
+            places = np.flatnonzero(flagged)
+            pixels[places], passes = self._reformed(images[places], listing.at(places))
+            decided[places[passes]] = Verdict.REFORM.value
+        return pixels, decided
+
+    def _reformed(self, images: Images, listing: Listing) -> tuple[Images, NDArray[np.bool_]]:
+        """The reconstructions, and which of them pass every test and look like their label."""
+        rebuilt = self.fitted.filter_fit.filter.reconstruct(images)
+        scores = self.fitted.examiner.score(rebuilt, listing.labels, listing.folds, listing.rows)
+        passes = ~self.judgement.flags(scores, listing.labels)
+        return rebuilt, passes & (self.fitted.filter_fit.classify(rebuilt) == listing.labels)
+
+
+def write_version(context: Context, treatment: Treatment, prefix: str) -> tuple[Verdicts, Written]:
+    """Shard by shard: applies the policy, and writes the images that stay."""
+    sets = treatment.fitted.sets
+    height, width, channels = sets.candidate.image_shape
+    writer = ShardWriter(context.storage, prefix, (height, width, channels))
+    rows, listing = sets.candidate_reader.rows(), treatment.fitted.listings.candidates
+    flagged = treatment.judgement.flagged
+    verdicts = np.where(flagged, Verdict.QUARANTINE.value, Verdict.KEEP.value).astype("<U10")
+    watch = context.progress.enter("writing", unit="images")
+    for start, images in sets.candidate_reader.shards():
+        here = slice(start, start + len(images))
+        pixels, verdicts[here] = treatment.apply(images, listing.at(here), verdicts[here])
+        for place in np.flatnonzero(verdicts[here] != Verdict.QUARANTINE.value):
+            writer.add(pixels[place], rows[start + place])
+        watch.advance(start + len(images), sets.candidate_reader.num_samples)
+    return verdicts, writer.close(len(sets.candidate.classes))
