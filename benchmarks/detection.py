@@ -1,0 +1,86 @@
+"""What is detected, at which rates: `python -m benchmarks.detection --data FOLDER [--only PART,…] [--seeds 0,1,2]`.
+
+Parts may be run at different times: benchmarks/results/detection.json keeps the last run of each part, data set and
+seed, and its rows are over all the seeds that were run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import datasets, detection_labels
+from benchmarks.detection_record import Measured, Record, Run
+from benchmarks.detection_setting import Setting
+from models.specs import PanelSpec
+
+NAME = "detection"
+
+
+@dataclass(frozen=True)
+class Part:
+    measure: Callable[[Setting], Iterator[Measured]]
+    data_sets: tuple[str, ...] = datasets.NAMES
+
+
+PARTS: dict[str, Part] = {
+    "labels": Part(detection_labels.measure),
+    "panels": Part(detection_labels.compare),
+}
+
+
+def main() -> int:
+    asked = _asked()
+    record = Record.open(NAME, quick=asked.quick)
+    for name in asked.only:
+        for data_set in [each for each in asked.data_sets if each in PARTS[name].data_sets]:
+            for seed in asked.seeds:
+                data = datasets.load(asked.data, data_set)
+                setting = Setting(data, seed, asked.quick, asked.scratch, PanelSpec(**asked.panel))
+                print(f"{time.strftime('%H:%M:%S')} {name} {data_set} seed {seed}", flush=True)
+                began = time.monotonic()
+                measured = list(PARTS[name].measure(setting))
+                run = Run.of(name, data_set, seed, measured, time.monotonic() - began, NAME)
+                record.add(run, quick=asked.quick)
+    return 0 if record.print(asked.only) else 1
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with gtsrb.npz, cifar10.npz, …")
+    parser.add_argument("--only", type=_names(PARTS), default=list(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--data-sets", type=_names(datasets.NAMES), default=list(datasets.NAMES))
+    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="a smaller run for a first look; writes no file")
+    parser.add_argument("--panel", type=_panel, default={}, help="steps=…,final_steps=…,width=…,rounds=…")
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "winnow-detection")
+    return parser.parse_args()
+
+
+def _names(known: object) -> Callable[[str], list[str]]:
+    allowed = list(known)  # type: ignore[call-overload]
+
+    def names(text: str) -> list[str]:
+        unknown = set(text.split(",")) - set(allowed)
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not one of {', '.join(allowed)}")
+        return text.split(",")
+
+    return names
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _panel(text: str) -> dict[str, int]:
+    return {name: int(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Backdoors and flipped labels against 1,000 trusted images: each detector alone, and panels of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+
+from benchmarks.datasets import Split, split
+from benchmarks.detection_record import SHOWN, Bar, Measured, at_least, at_most, share
+from benchmarks.detection_setting import (
+    Looked,
+    Setting,
+    Shown,
+    auroc,
+    fitted_filter,
+    groups_of,
+    kept,
+    look,
+    shown,
+)
+from models.attacks.label_noise import Flip, SymmetricFlip
+from models.attacks.poisoning import poison
+from models.attacks.triggers import Blend, Patch, Stripes, Trigger
+from models.calibration import realised_rate_bounds
+from models.filtering import FilterFit
+
+ALPHA = 0.02
+POISONED = 0.02
+TARGET = 1
+KINDS: dict[str, tuple[Trigger | Flip, float]] = {
+    "badnets": (Patch(), 0.97),
+    "blend-0.2": (Blend(0.2), 0.90),
+    "sinusoid": (Stripes(), 0.85),
+    "flips": (SymmetricFlip(), 0.95),
+}
+"""How each poisons, and the share of it that is to be found."""
+
+FILTER = "residual_energy"
+PANELS: dict[str, tuple[str, ...]] = {
+    "loss": ("label_loss",),
+    "loss+gain": ("label_loss", "poison_gain"),
+    "loss+agreement": ("label_loss", "label_agreement"),
+    "loss+spectral": ("label_loss", "spectral_signature"),
+    "loss+gain+spectral": ("label_loss", "poison_gain", "spectral_signature"),
+    "loss+agreement+spectral": ("label_loss", "label_agreement", "spectral_signature"),
+    "loss+gain+agreement+spectral": ("label_loss", "poison_gain", "label_agreement", "spectral_signature"),
+    "loss+spectral+clusters": ("label_loss", "spectral_signature", "activation_clustering"),
+    "all": (
+        "label_loss",
+        "poison_gain",
+        "label_agreement",
+        "spectral_signature",
+        "activation_clustering",
+        "duplicates",
+        "reconstruction_divergence",
+    ),
+}
+"""Each beside the filter's own score, which a job always looks at."""
+
+
+def measure(setting: Setting) -> Iterator[Measured]:
+    for kind, (_, wanted) in KINDS.items():
+        looked = looked_at(setting, kind)
+        clean = int((~looked.is_poison).sum())
+        name = ("labels", kind)
+        for detector in looked.names:
+            column = looked.at((detector,)).candidates[:, 0]
+            value = auroc(column[looked.is_poison], column[~looked.is_poison])
+            yield Measured(setting.claim(*name, detector, "auroc"), value, n=len(column))
+            yield from _rates(setting, looked.at((detector,)), (*name, detector), SHOWN, SHOWN)
+        high = realised_rate_bounds(ALPHA, len(looked.calibration), clean)[1]
+        default = looked.at((FILTER, *setting.panel.detectors))
+        yield from _rates(setting, default, (*name, "panel"), at_least(wanted), at_most(high))
+        yield Measured(setting.claim(*name, "panel", "seconds"), looked.panel_seconds, unit="s")
+        yield Measured(setting.claim(*name, "confirmed"), looked.confirmed, n=len(looked.candidates))
+        yield Measured(setting.claim(*name, "poison-confirmed"), looked.poison_confirmed, n=int(looked.is_poison.sum()))
+
+
+def compare(setting: Setting) -> Iterator[Measured]:
+    """The same scores, judged by other panels, and by the default one with other combinations of its p-values."""
+    for kind in KINDS:
+        looked = looked_at(setting, kind)
+        for panel, detectors in PANELS.items():
+            yield from _rates(setting, looked.at((FILTER, *detectors)), ("panels", kind, panel), SHOWN, SHOWN)
+        default = looked.at((FILTER, *setting.panel.detectors))
+        for combine in ("simes", "cauchy"):
+            yield from _rates(setting, default, ("panels", kind, f"default-by-{combine}"), SHOWN, SHOWN, combine)
+
+
+def _rates(
+    setting: Setting, looked: Looked, name: tuple[str, ...], found: Bar, lost: Bar, combine: str = "joint"
+) -> Iterator[Measured]:
+    judgement = looked.judged(false_quarantine_rate=ALPHA, combine=combine)
+    flagged, poisoned = judgement.flagged, looked.is_poison
+    hits, alarms = int(flagged[poisoned].sum()), int(flagged[~poisoned].sum())
+    yield share(setting.claim(*name, "tpr"), hits, int(poisoned.sum()), found)
+    yield share(setting.claim(*name, "fpr"), alarms, int((~poisoned).sum()), lost)
+
+
+def sizes(setting: Setting) -> tuple[int, int]:
+    """Trusted images and candidates."""
+    return (1000, 4000 if setting.quick else 8000)
+
+
+def looked_at(setting: Setting, kind: str, *, poisoned: float = POISONED) -> Looked:
+    trusted, count = sizes(setting)
+
+    def make() -> Looked:
+        parts = split(setting.data, trusted=trusted, candidates=count, seed=setting.seed)
+        fit, held = shown(setting.data, parts.fit), shown(setting.data, parts.calibrate)
+        found = poisoned_candidates(setting, parts, kind, poisoned)
+        groups = groups_of(setting.data, parts.calibrate), groups_of(setting.data, parts.candidates)
+        return look(setting, found[0], fit, held, found[1], _filter(setting, trusted, count), groups)
+
+    return kept(setting, f"labels-{kind}-{poisoned:g}", make)
+
+
+def poisoned_candidates(
+    setting: Setting, parts: Split, kind: str, share_of: float
+) -> tuple[Shown, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    how = KINDS[kind][0]
+    found = poison(
+        setting.data.images[parts.candidates],
+        setting.data.labels[parts.candidates],
+        how,
+        share=share_of,
+        target=None if kind == "flips" else TARGET,
+        rng=np.random.default_rng((setting.seed, sorted(KINDS).index(kind))),
+    )
+    return Shown(found.images, found.labels), found.is_poison
+
+
+@cache
+def _filter(setting: Setting, trusted: int, count: int) -> FilterFit:
+    """The same for every kind of poison: it learns from the trusted images alone."""
+    parts = split(setting.data, trusted=trusted, candidates=count, seed=setting.seed)
+    return fitted_filter(shown(setting.data, parts.fit), setting.spec, setting.data.num_classes)

@@ -1,0 +1,187 @@
+"""What a run of a detection benchmark is given, and the fits that its parts share: they call what the worker calls."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.datasets import ImageSet
+from models.filtering import FilterFit, fit_filter
+from models.panel.panel import PanelFit, fit_panel
+from models.panel.pool import Pool, folds_of
+from models.specs import CalibrationSpec, DetectorName, PanelSpec, SanitiseSpec
+from models.training import Forgetful, Silent
+from worker.calibrating import Detectors, Scored
+from worker.examiner import Examiner
+from worker.judging import Judgement, judge
+
+ALL_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """scratch: scores are kept there, so that what only judges them need not fit again."""
+
+    data: ImageSet
+    seed: int
+    quick: bool
+    scratch: Path
+    panel: PanelSpec
+
+    @property
+    def spec(self) -> SanitiseSpec:
+        return SanitiseSpec(seed=self.seed, panel=self.panel)
+
+    def claim(self, *parts: str) -> str:
+        return "/".join((parts[0], self.data.name, *parts[1:]))
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """Labelled images."""
+
+    images: Images
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """A panel's scores of calibration images (m, t) and candidates (n, t), and what it cost."""
+
+    names: tuple[str, ...]
+    calibration: Scores
+    candidates: Scores
+    is_poison: Bools
+    calibration_groups: Labels
+    candidate_groups: Labels
+    panel_seconds: float
+    confirmed: float  # the share of the candidates whose label the panel confirmed in the end
+    poison_confirmed: float  # the same of the poison
+
+    def at(self, names: tuple[str, ...]) -> Looked:
+        """Only these detectors."""
+        columns = [self.names.index(name) for name in names]
+        return replace(
+            self, names=names, calibration=self.calibration[:, columns], candidates=self.candidates[:, columns]
+        )
+
+    def judged(self, weights: tuple[float, ...] | None = None, **rule: float | str | bool) -> Judgement:
+        spec = SanitiseSpec(calibration=CalibrationSpec(**rule))  # type: ignore[arg-type]
+        return judge(Scored(self.candidates), Scored(self.calibration), spec, Detectors(self.names, weights))
+
+
+def fitted_filter(reference: Shown, spec: SanitiseSpec, num_classes: int) -> FilterFit:
+    return fit_filter(
+        reference.images,
+        reference.labels,
+        spec,
+        num_classes=num_classes,
+        watch_for=lambda phase: Silent(),  # noqa: ARG005
+        checkpoints=Forgetful(),
+    )
+
+
+def pool_of(candidates: Shown, fit: Shown, held: Shown, *, num_classes: int, seed: int) -> Pool:
+    """As the worker draws it, where everything fits: candidates, trusted, and held-out images treated as candidates."""
+    parts = [candidates, fit, held]
+    folds = [
+        folds_of(len(candidates), seed=seed, what="candidates"),
+        folds_of(len(fit) + len(held), seed=seed, what="reference"),
+    ]
+    trusted = np.zeros(sum(map(len, parts)), np.bool_)
+    trusted[len(candidates) : len(candidates) + len(fit)] = True
+    return Pool(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate(folds),
+        trusted,
+        num_classes,
+    )
+
+
+def fitted_panel(pool: Pool, spec: SanitiseSpec, filter_fit: FilterFit, start: Bools | None = None) -> PanelFit:
+    return fit_panel(
+        pool,
+        np.arange(len(pool)),
+        spec.panel,
+        start=start,
+        reconstruct=filter_fit.filter.reconstruct,
+        seed=spec.seed,
+        watch_for=lambda phase: Silent(),  # noqa: ARG005
+        checkpoints=Forgetful(),
+    )
+
+
+def look(
+    setting: Setting,
+    candidates: Shown,
+    fit: Shown,
+    held: Shown,
+    is_poison: Bools,
+    filter_fit: FilterFit,
+    groups: tuple[Labels, Labels],
+) -> Looked:
+    """Fits a panel of all detectors and scores. groups: of the held-out images and of the candidates."""
+    spec = setting.spec.model_copy(update={"panel": setting.panel.model_copy(update={"detectors": ALL_DETECTORS})})
+    pool = pool_of(candidates, fit, held, num_classes=setting.data.num_classes, seed=spec.seed)
+    began = time.monotonic()
+    panel_fit = fitted_panel(pool, spec, filter_fit)
+    seconds = time.monotonic() - began
+    examiner = Examiner(filter_fit.filter, panel_fit.panel)
+    places = np.arange(len(pool) - len(held), len(pool)), np.arange(len(candidates))
+    found = [examiner.score(pool.images[rows], pool.labels[rows], pool.folds[rows], rows) for rows in places]
+    confirmed = panel_fit.confirmed[: len(candidates)]
+    poison_confirmed = float(confirmed[is_poison].mean()) if is_poison.any() else 0.0
+    return Looked(
+        examiner.names, found[0], found[1], is_poison, *groups, seconds, float(confirmed.mean()), poison_confirmed
+    )
+
+
+def kept(setting: Setting, name: str, make: Callable[[], Looked], *, refit: bool = False) -> Looked:
+    """What `make` makes, or what it made the last time under the same name and settings."""
+    what = repr((setting.data.name, setting.seed, setting.quick, setting.panel.model_dump_json(exclude={"detectors"})))
+    digest = hashlib.sha256(what.encode()).hexdigest()[:12]
+    path = setting.scratch / f"{setting.data.name}-{setting.seed}-{name}-{digest}.npz"
+    if path.exists() and not refit:
+        with np.load(path) as data:
+            return Looked(
+                tuple(map(str, data["names"])),
+                *(data[key] for key in ("calibration", "candidates", "is_poison")),
+                *(data[key] for key in ("calibration_groups", "candidate_groups")),
+                *(float(data[key]) for key in ("panel_seconds", "confirmed", "poison_confirmed")),
+            )
+    made = make()
+    setting.scratch.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **{key: np.asarray(value) for key, value in vars(made).items()})
+    return made
+
+
+def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> float:
+    """The chance that a positive scores above a negative, ties counting half."""
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, side="left") + np.searchsorted(ordered, positive, side="right")
+    return float(below.mean() / 2 / len(negative))
+
+
+def groups_of(data: ImageSet, rows: Labels) -> Labels:
+    """The object that each of these training images shows; each its own where nothing is known."""
+    return rows if data.groups is None else data.groups[rows]
+
+
+def shown(data: ImageSet, rows: Labels) -> Shown:
+    return Shown(data.images[rows], data.labels[rows])
