@@ -245,7 +245,10 @@ def test_a_sampled_score_depends_on_the_seed_and_on_no_other_image(
 
 def test_it_exports_with_its_draw(sampled: Filter, digits: tuple[Images, npt.NDArray[np.int64]]) -> None:
     images = digits[0][900:905]
-    expected = {"scores": sampled.score(images), "reconstruction": sampled.reconstruct(images)}
+    expected: dict[str, npt.NDArray[Any]] = {
+        "scores": sampled.score(images),
+        "reconstruction": sampled.reconstruct(images),
+    }
     graph = export_detector(sampled, sampled.image_shape)
     assert check_parity(graph, {"images": images}, expected, atol=1e-5) <= 1e-5
 

@@ -14,6 +14,7 @@ import pytest
 
 from models import search
 from models.filter_specs import PRESETS
+from models.filtering import fitting
 from models.images import Images
 from models.search import SearchResult, TooFewToSearch, search_filter
 from models.specs import SanitiseSpec
@@ -139,18 +140,19 @@ def test_a_trial_that_diverges_is_told_and_not_chosen() -> None:
 
 def test_the_value_is_that_of_images_no_trial_was_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[Images] = []
-    fit_autoencoder = search.fit_autoencoder
+    judged: list[Images] = []
+    fit_autoencoder, value_of = fitting.fit_autoencoder, search._value
 
-    def spying(material: Any, *rest: Any) -> Any:
+    def fitting_spied(material: fitting.Material, *rest: Any) -> Any:
         fitted.append(material.images)
         return fit_autoencoder(material, *rest)
 
-    monkeypatch.setattr(search, "fit_autoencoder", spying)
-    judged: list[Images] = []
-    value_of = search._value
-    monkeypatch.setattr(
-        search, "_value", lambda network, held, spec: judged.append(held.images) or value_of(network, held, spec)
-    )
+    def judging_spied(network: Any, held_out: fitting.Material, spec: SanitiseSpec) -> float:
+        judged.append(held_out.images)
+        return value_of(network, held_out, spec)
+
+    monkeypatch.setattr(search, "fit_autoencoder", fitting_spied)
+    monkeypatch.setattr(search, "_value", judging_spied)
     images = np.random.default_rng(1).integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
     spec = SanitiseSpec.model_validate(TINY | {"search": {"trials": 1}})
     journal = Journal()

@@ -10,10 +10,12 @@ import numpy as np
 
 from worker.reports.sanitise_facts import SanitiseFacts
 from worker.reports.sanitise_findings import Findings
+from worker.reports.sanitise_panel import kind_of
+from worker.reports.sanitise_panel_words import discovery_words
 from worker.reports.text import count, figure, interval, percent, plural
 
 SCORES = {
-    "residual_energy": "residual energy (mean squared residual over the image, in units of ε²)",
+    "residual_energy": "residual energy (squared residual of a typical pixel, in units of ε²)",
     "reconstruction_error": "reconstruction error (mean squared error over the image, pixels in 0 to 1)",
 }
 
@@ -31,28 +33,32 @@ def score_words(facts: SanitiseFacts) -> str:
 
 
 def headline(facts: SanitiseFacts, found: Findings) -> str:
-    return f"{_what(found)}, {_promise(facts, found)}."
+    return f"{_what(facts, found)}, {_promise(facts, found)}."
 
 
-def _what(found: Findings) -> str:
+def _what(facts: SanitiseFacts, found: Findings) -> str:
+    word = "suspicious" if facts.detectors else "perturbed"
     share = found.flagged_share
     quarantined, reformed = int(found.quarantined.sum()), int(found.reformed.sum())
     if share.k == 0:
-        return f"None of {plural(share.n, 'image')} was flagged as perturbed"
+        return f"None of {plural(share.n, 'image')} was flagged as {word}"
     flagged = f"{count(share.k)} of {plural(share.n, 'image')} ({percent(share.value)})"
     were = "was" if share.k == 1 else "were"
     if not reformed:
-        return f"{flagged} {were} flagged as perturbed and quarantined"
+        return f"{flagged} {were} flagged as {word} and quarantined"
     if not quarantined:
-        return f"{flagged} {were} flagged as perturbed and replaced by a reconstruction"
+        return f"{flagged} {were} flagged as {word} and replaced by a reconstruction"
     parts = f"{count(quarantined)} quarantined, {count(reformed)} replaced by a reconstruction"
-    return f"{flagged} {were} flagged as perturbed ({parts})"
+    return f"{flagged} {were} flagged as {word} ({parts})"
 
 
 def _promise(facts: SanitiseFacts, found: Findings) -> str:
     if facts.alpha is not None:
         standing = "is held" if facts.rates_are == "held" else "is only an estimate"
         return f"at a false-quarantine rate of {percent(facts.alpha)} that {standing}"
+    if facts.discovery is not None:
+        standing = "is held" if facts.rates_are == "held" else "is only an estimate"
+        return f"at a false-discovery rate of {percent(facts.discovery.rate)} that {standing}"
     if found.rule == "percentage":
         passing = facts.spec["calibration"]["infer_threshold"]["percentage"]
         return f"at the threshold that {percent(passing / 100)} of the calibration images pass; no rate is promised"
@@ -61,7 +67,7 @@ def _promise(facts: SanitiseFacts, found: Findings) -> str:
 
 def grounds(facts: SanitiseFacts, found: Findings) -> list[str]:
     """What the headline rests on, a paragraph each."""
-    return [words for words in (_standing(facts, found), _against_clean(found), _the_others(facts, found)) if words]
+    return [words for words in (_standing(facts, found), _against_clean(facts, found), _the_others(facts, found)) if words]
 
 
 def _standing(facts: SanitiseFacts, found: Findings) -> str:
@@ -69,10 +75,15 @@ def _standing(facts: SanitiseFacts, found: Findings) -> str:
     if over is None:
         return "No held-out image calibrated this limit, so the share of clean images that it flags is not known."
     # A threshold promises nothing to hold, but what it flags of a trusted reference is still a measurement.
-    if facts.reference is not None and (facts.rates_are == "held" or facts.alpha is None):
-        source = f"{plural(over.n, 'reference image')} that no network was fitted on"
-    else:
+    if facts.reference is None:
         source = f"{plural(over.n, 'image')} that nobody vouched for, so every rate on this page is an estimate"
+    elif facts.calibrated_on_candidates:
+        source = f"{plural(over.n, 'reference image')}, whose scores were moved to where the candidates' bulk lies"
+    else:
+        source = f"{plural(over.n, 'reference image')} that no network was fitted on"
+    if facts.discovery is not None:
+        words = discovery_words(facts.discovery, over.n, held=facts.rates_are == "held")
+        return f"{words} Calibrated on {source}."
     if facts.alpha is None:
         measured = f"{percent(over.value)} of them exceed it (95 % interval {interval(over.low, over.high)})"
         return f"The limit was compared with {source}: {measured}."
@@ -82,9 +93,16 @@ def _standing(facts: SanitiseFacts, found: Findings) -> str:
     )
 
 
-def _against_clean(found: Findings) -> str:
-    if found.clean_bounds is None:
+def _against_no_discovery(facts: SanitiseFacts) -> str:
+    if facts.discovery is None:
         return ""
+    most = percent(1 - facts.discovery.rate)
+    return f"Of {most} of clean sets, or more, this rule flags nothing at all."
+
+
+def _against_clean(facts: SanitiseFacts, found: Findings) -> str:
+    if found.clean_bounds is None:
+        return _against_no_discovery(facts)
     low, high = found.clean_bounds
     share = found.flagged_share
     expected = f"Of a clean set of this size, {interval(low, high)} would be flagged (95 of 100 times)"
@@ -116,15 +134,7 @@ def limits(facts: SanitiseFacts) -> list[Limit]:
             "the same size (a noisy sensor, dithering, another compression) is flagged too. A quarantined image is no "
             "proof of an attack, and a kept image no proof of a good one.",
         ),
-        Limit(
-            "Wrong labels",
-            "An unaltered image with a wrong label has an unremarkable score. Label flips pass this filter.",
-        ),
-        Limit(
-            "Patches, blends and triggers",
-            "Backdoors that paste a patch, blend in a second image, warp, or add a smooth pattern do not look like the "
-            "perturbations this filter learnt. Neither do clean-label attacks made to be inconspicuous.",
-        ),
+        *_unseen(facts),
         _too_small(facts),
         Limit(
             "An attacker who knows the filter",
@@ -145,6 +155,36 @@ def limits(facts: SanitiseFacts) -> list[Limit]:
             "the image is clean.",
         ),
     ]
+
+
+def _unseen(facts: SanitiseFacts) -> list[Limit]:
+    """What no detector of the job looks for."""
+    kinds = {kind_of(detector.name) for detector in facts.panel}
+    told = []
+    if not kinds & {"label", "trigger"}:
+        told.append(
+            Limit(
+                "Wrong labels",
+                "An unaltered image with a wrong label has an unremarkable score. Label flips pass this filter.",
+            )
+        )
+        told.append(
+            Limit(
+                "Patches, blends and triggers",
+                "Backdoors that paste a patch, blend in a second image, warp, or add a smooth pattern do not look like "
+                "the perturbations this filter learnt. Neither do clean-label attacks made to be inconspicuous.",
+            )
+        )
+    else:
+        told.append(
+            Limit(
+                "Clean-label poison and faint triggers",
+                "An image whose label is right, altered so that it teaches something else (gradient matching, feature "
+                "collision), contradicts no classifier. Triggers of low opacity and smooth ones are seen less the "
+                "fainter they are.",
+            )
+        )
+    return told
 
 
 def _too_small(facts: SanitiseFacts) -> Limit:
