@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import datasets, detection_labels
+from benchmarks import datasets, detection_labels, detection_perturbed
 from benchmarks.detection_record import Measured, Record, Run
 from benchmarks.detection_setting import Setting
 from models.specs import PanelSpec
@@ -29,6 +29,7 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
+    "perturbed": Part(detection_perturbed.measure),
     "labels": Part(detection_labels.measure),
     "panels": Part(detection_labels.compare),
 }
