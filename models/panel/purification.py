@@ -26,7 +26,8 @@ from models.specs import FitSpec, PanelSpec
 from models.training import Augment, Batch, Checkpoints, ImageBatches, Watch, fit
 
 BATCH = 128
-SAMPLES_AN_EPOCH = 4000
+SAMPLES_AN_EPOCH = 1000
+MOST_PASSES = 40
 SCORED_AT_ONCE = 256
 
 
@@ -181,8 +182,9 @@ class _Trainer:
 
 
 def _fit_spec(steps: int, images: int) -> FitSpec:
-    """About so many steps, in whole epochs."""
-    epochs = max(1, round(steps * BATCH / max(SAMPLES_AN_EPOCH, images)))
+    """About so many steps, in whole epochs, but no more than so many passes over a small set."""
+    passes = min(steps * BATCH / images, MOST_PASSES)
+    epochs = max(1, round(passes * images / max(SAMPLES_AN_EPOCH, images)))
     return FitSpec(
         epochs=epochs, batch_size=BATCH, optimizer="adamw", peak_lr=6e-3, weight_decay=0.02, validation_share=0.0
     )
