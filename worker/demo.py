@@ -23,11 +23,14 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor, nn
 
 from models.attacks.gradient import fgsm, ifgsm, to_8bit
+from models.attacks.triggers import Patch
 
 SIZE = 32
 REFERENCE_IMAGES = 500
 CANDIDATE_IMAGES = 1000
-POISONED_SHARE = 0.1
+PERTURBED_SHARE = 0.1
+TRIGGERED_IMAGES, TARGET = 20, 0
+FLIPPED_IMAGES = 20
 EPS_LINF = 0.01
 STEP_LINF = 0.01
 STEPS = 10
@@ -107,13 +110,19 @@ def perturbed(network: nn.Module, part: Part, method: str) -> Images:
 
 
 def poison(part: Part, network: nn.Module, rng: np.random.Generator) -> tuple[Part, dict[int, str]]:
-    """`part` with a share of its images perturbed, half by FGSM and half by I-FGSM; which, and by what."""
-    chosen = rng.choice(len(part.labels), size=round(POISONED_SHARE * len(part.labels)), replace=False)
-    images, methods = part.images.copy(), {}
+    """`part` with images perturbed (half by FGSM, half by I-FGSM), triggered and mislabelled; which, and how."""
+    order = rng.permutation(len(part.labels))
+    ends = np.cumsum([round(PERTURBED_SHARE * len(order)), FLIPPED_IMAGES])
+    chosen, flipped, rest = np.split(order, ends)
+    triggered = rest[part.labels[rest] != TARGET][:TRIGGERED_IMAGES]
+    images, labels = part.images.copy(), part.labels.copy()
+    kinds = dict.fromkeys(map(int, flipped), "flip") | dict.fromkeys(map(int, triggered), "trigger")
     for method, indices in zip(("fgsm", "ifgsm"), np.array_split(chosen, 2), strict=True):
         images[indices] = perturbed(network, Part(part.images[indices], part.labels[indices]), method)
-        methods.update({int(index): method for index in indices})
-    return Part(images, part.labels), methods
+        kinds.update(dict.fromkeys(map(int, indices), method))
+    images[triggered], labels[triggered] = Patch().stamp(images[triggered]), TARGET
+    labels[flipped] = (labels[flipped] + rng.integers(1, 10, len(flipped))) % 10
+    return Part(images, labels), kinds
 
 
 def accuracy(network: nn.Module, images: Images, labels: Labels) -> float:
@@ -137,7 +146,7 @@ def make(folder: Path, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     reference, candidate, test = split(digits(), rng)
     network = train_attacker(candidate, seed)
-    poisoned, methods = poison(candidate, network, rng)
+    poisoned, kinds = poison(candidate, network, rng)
     write_zip(folder / "trusted.zip", reference)
     write_zip(folder / "test.zip", test)
     paths = write_zip(folder / "candidate.zip", poisoned)
@@ -146,7 +155,7 @@ def make(folder: Path, seed: int) -> dict[str, Any]:
     np.savez(folder / "attacked.npz", images=attacked)
     np.savez(folder / "foreign.npz", images=foreign(rng))
     truth = {
-        "poisoned": {paths[index]: method for index, method in sorted(methods.items())},
+        "poisoned": {paths[index]: kind for index, kind in sorted(kinds.items())},
         "test_labels": test.labels.tolist(),
         "counts": {"reference": len(reference.labels), "candidate": len(paths), "test": len(test.labels)},
         "eps_linf": EPS_LINF,

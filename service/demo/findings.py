@@ -127,7 +127,7 @@ def _share(holds: Any) -> Share:
 
 
 def _score(row: Verdict) -> float:
-    return next(iter(row.scores.values()))
+    return -(row.p_value or 0.0)
 
 
 def _accuracy(told: Sequence[Prediction], labels: Sequence[int], answers: Answers) -> Share:

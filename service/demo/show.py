@@ -12,13 +12,19 @@ from service.demo.findings import Bar, Findings, Share
 from service.demo.material import Material
 
 ATTACK_NAMES = {"fgsm": "FGSM", "ifgsm": "I-FGSM", "pgd-margin": "PGD, margin loss"}
+POISON_NAMES = {
+    "fgsm": "perturbed by FGSM",
+    "ifgsm": "perturbed by I-FGSM",
+    "trigger": "triggered",
+    "flip": "mislabelled",
+}
 
 
 def show_findings(console: Console, found: Findings, material: Material) -> None:
     """The one table: every share with its count and its 95 % interval."""
     poisoned, candidates = len(material.poisoned), material.counts["candidate"]
     table = Table(
-        title=f"{candidates} handwritten digits, {poisoned} of them perturbed (ε = {material.eps_linf:g})",
+        title=f"{candidates} handwritten digits, {poisoned} of them poisoned",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -33,10 +39,10 @@ def show_findings(console: Console, found: Findings, material: Material) -> None
 
 def _rows(found: Findings) -> Iterator[tuple[str, Share | str]]:
     yield "poison found", found.poison_found
-    for attack, share in found.found_by_attack.items():
-        yield f"  made by {_named(attack)}", share
+    for kind, share in found.found_by_attack.items():
+        yield f"  {POISON_NAMES.get(kind, kind)}", share
     yield f"clean lost (α = {found.alpha:g})", found.clean_lost
-    yield "AUROC, poison against clean", f"{found.auroc:.4f}"
+    yield "AUROC of the p-value", f"{found.auroc:.4f}"
     yield "student's accuracy on clean images", found.accuracy["clean"]
     yield "  attacked by a stranger's network", found.accuracy["attacked"]
     for attack, share in found.white_box.items():

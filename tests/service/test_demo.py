@@ -21,7 +21,7 @@ POISONED, CLEAN, TEST = 10, 200, 100
 def verdict(index: int, path: str, *, quarantined: bool) -> Verdict:
     told = "quarantine" if quarantined else "keep"
     return Verdict(
-        index=index, sample_id="", path=path, label="0", verdict=told, scores={"residual_energy": float(quarantined)}
+        index=index, sample_id="", path=path, label="0", verdict=told, p_value=1 - quarantined / 2, scores={}
     )
 
 
