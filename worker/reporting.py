@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.filtering import FilterFit
-from models.specs import EvaluateSpec, SanitiseSpec
+from models.panel.detectors import MODULES
+from models.specs import EvaluateSpec
 from service.datasets import repository as datasets
 from worker.context import Context
+from worker.exhibits import gallery
+from worker.fitting import Fitted
 from worker.judging import Judgement
 from worker.libraries import library_versions
 from worker.reports.evaluate import AttackExample, EvaluateFacts, evaluate_report
 from worker.reports.page import Report
-from worker.reports.sanitise import FitLosses, GalleryItem, SanitiseFacts, sanitise_report
-from worker.sets import Sets
+from worker.reports.sanitise import (
+    DetectorFacts,
+    Discovery,
+    FitLosses,
+    SanitiseFacts,
+    SuspiciousImage,
+    sanitise_report,
+)
+from worker.reports.sanitise_panel_words import FILTER_BLIND_TO, FILTER_SEES
 from worker.subject import Subject, Trial
-
-GALLERY_IMAGES = 24
 
 
 def write_sanitise(
     context: Context,
-    sets: Sets,
-    fitted: FilterFit,
+    fitted: Fitted,
     judgement: Judgement,
     verdicts: NDArray[np.str_],
-    spec: SanitiseSpec,
+    suspicious_reference: Sequence[SuspiciousImage] = (),
 ) -> None:
+    """suspicious_reference: images of the reference itself that look wrong, the worst first."""
+    sets, own = fitted.sets, fitted.filter_fit
+    alone = len(judgement.panel.names) == 1
     facts = SanitiseFacts(
         job_id=context.claim.job_id,
         dataset=datasets.reference_of(sets.candidate),
         reference=sets.reference_name,
         result_dataset=f"the next version of {sets.candidate.name}",
-        spec=spec.model_dump(mode="json"),
-        score_name=fitted.filter.score_name,
+        spec=fitted.found.spec.model_dump(mode="json"),
+        score_name=own.filter.score_name,
         scores=judgement.scores,
         p_values=judgement.p_values,
         verdicts=verdicts,
@@ -44,39 +55,47 @@ def write_sanitise(
         alpha=judgement.alpha,
         smallest_alpha=judgement.smallest_alpha,
         calibration_scores=judgement.calibration_scores,
-        losses={"denoiser": FitLosses(fitted.losses.train_loss, fitted.losses.validation_loss)},
+        losses={"denoiser": FitLosses(own.losses.train_loss, own.losses.validation_loss)},
         class_names=sets.candidate.classes,
         labels=sets.candidate_reader.labels(),
-        gallery=_gallery(sets, fitted, judgement),
+        gallery=gallery(fitted, judgement),
         rates_are=judgement.rates_are,
         warnings=_warnings(judgement),
-        notes=fitted.notes,
+        notes=own.notes | ({"panel": fitted.panel_fit.notes} if fitted.panel_fit else {}),
         versions=library_versions(),
         seconds=context.progress.close(),
+        detectors=[] if alone else _detectors(judgement),
+        flagged=judgement.flagged,
+        calibration_flagged=round(judgement.calibration_flagged["share"] * judgement.num_calibration),
+        discovery=_discovery(judgement),
+        shifts=judgement.shifts,
+        calibrated_on_candidates=bool(judgement.maps),
+        sifting=fitted.sifting,
+        suspicious_reference=suspicious_reference,
+        search=[asdict(trial) for trial in fitted.found.trials] or None,
     )
     _write(context, sanitise_report(facts))
 
 
-def _gallery(sets: Sets, fitted: FilterFit, judgement: Judgement) -> list[GalleryItem]:
-    """Flagged images from the most suspicious to the least, evenly spaced."""
-    flagged = np.flatnonzero(judgement.flagged)
-    order = flagged[np.argsort(-judgement.scores[flagged], kind="stable")]
-    chosen = order[np.linspace(0, len(order) - 1, min(GALLERY_IMAGES, len(order))).round().astype(np.int64)]
-    images = sets.candidate_reader.images(chosen)
-    rebuilt = fitted.filter.reconstruct(images)
-    rows = sets.candidate_reader.rows()
+def _detectors(judgement: Judgement) -> list[DetectorFacts]:
     return [
-        GalleryItem(
-            index=int(index),
-            path=rows[index].path,
-            label=sets.candidate.classes[rows[index].label],
-            original=images[place],
-            reconstruction=rebuilt[place],
-            score=float(judgement.scores[index]),
-            p_value=float(judgement.p_values[index]),
+        DetectorFacts(
+            name=name,
+            scores=judgement.candidates.scores[:, place],
+            calibration_scores=judgement.calibration.scores[:, place],
+            spoke=judgement.spoke[:, place],
+            threshold=float(judgement.thresholds[place]),
+            sees=getattr(MODULES.get(name), "SEES", FILTER_SEES),
+            blind_to=getattr(MODULES.get(name), "BLIND_TO", FILTER_BLIND_TO),
         )
-        for place, index in enumerate(chosen)
+        for place, name in enumerate(judgement.panel.names)
     ]
+
+
+def _discovery(judgement: Judgement) -> Discovery | None:
+    if judgement.rate is None or judgement.level is None or judgement.smallest_share is None:
+        return None
+    return Discovery(judgement.rate, judgement.level, judgement.smallest_share)
 
 
 def _warnings(judgement: Judgement) -> list[str]:

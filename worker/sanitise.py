@@ -35,7 +35,7 @@ def run(context: Context) -> Outcome:
     _write_verdicts(context, fitted, judgement, verdicts)
     _keep_filter(context, fitted, judgement)
     context.progress.enter("report")
-    write_sanitise(context, fitted.sets, fitted.filter_fit, judgement, verdicts, spec)
+    write_sanitise(context, fitted, judgement, verdicts)
     return Outcome(_result(fitted, judgement, verdicts), _publisher(context, fitted.sets, prefix, written))
 
 

@@ -16,8 +16,9 @@ from models.calibration import conformal_p_values, wilson_interval
 from models.specs import SanitiseSpec
 from worker.reports import canvas, figures, text
 from worker.reports.evaluate import FactsError, evaluate_report
+from worker.reports.histograms import Axis
 from worker.reports.sanitise import sanitise_report
-from worker.reports.sanitise_findings import Axis, find
+from worker.reports.sanitise_findings import find
 from worker.reports.sanitise_words import grounds, headline, limits
 
 

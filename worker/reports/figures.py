@@ -20,6 +20,7 @@ from worker.reports.canvas import (
     FLAG,
     INK,
     KEEP,
+    KNOWN,
     MUTED,
     REFORM,
     horizontal_grid,
@@ -28,8 +29,11 @@ from worker.reports.canvas import (
     new_figure,
     styled,
 )
-from worker.reports.sanitise_facts import FitLosses, Floats, SanitiseFacts
-from worker.reports.sanitise_findings import Axis, Findings, Mask, PValues
+from worker.reports.histograms import Axis
+from worker.reports.sanitise_facts import FitLosses, Floats, Mask, SanitiseFacts
+from worker.reports.sanitise_findings import Findings, PValues
+from worker.reports.sanitise_panel import DetectorRow
+from worker.reports.sanitise_panel_words import detector_name
 
 VECTOR_POINTS = 1500
 """More points than this are drawn as pixels."""
@@ -38,6 +42,7 @@ MOST_KEPT_POINTS = 200_000
 
 _WIDTH = 10.0
 _LOSS_COLUMNS = 3
+_DETECTOR_COLUMNS = 3
 _DASHED = (0, (4, 2.5))
 
 
@@ -58,7 +63,13 @@ def every_error(facts: SanitiseFacts, found: Findings, alt: str) -> Markup:
             _panel_title(axes, title, len(scores))
             axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
         candidates = grid[0][-1]
-        marks = {KEEP: ~found.flagged, REFORM: found.reformed, FLAG: found.quarantined}
+        own = found.by_filter
+        marks = {
+            KEEP: ~found.flagged,
+            KNOWN: found.flagged & ~own,
+            REFORM: found.reformed & own,
+            FLAG: found.quarantined & own,
+        }
         _points(candidates, facts.scores, found.axis, marks, room=1.0)
         _panel_title(candidates, "Candidates", len(facts.scores))
         candidates.xaxis.set_major_locator(MaxNLocator(7, integer=True))
@@ -68,7 +79,7 @@ def every_error(facts: SanitiseFacts, found: Findings, alt: str) -> Markup:
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         grid[0][0].set_ylabel(_score_label(found.axis))
         _room_for(grid[0][0], found.axis, [facts.scores, facts.threshold, *(s for _, s in panels)])
-        drawing.legend(handles=_legend(found), loc="outside upper right", ncols=4, handletextpad=0.3)
+        drawing.legend(handles=_legend(found), loc="outside upper right", ncols=5, handletextpad=0.3)
         return inline_svg(drawing, name, alt)
 
 
@@ -95,15 +106,17 @@ def _points(axes: Axes, scores: Floats, axis: Axis, marks: Mapping[str, Mask], *
 
 
 def _legend(found: Findings) -> list[Line2D]:
+    own = found.by_filter
     entries = [
         (KEEP, "o", "kept", int((~found.flagged).sum())),
-        (REFORM, "D", "reformed", int(found.reformed.sum())),
-        (FLAG, "D", "quarantined", int(found.quarantined.sum())),
+        (KNOWN, "D", "flagged by other detectors", int((found.flagged & ~own).sum())),
+        (REFORM, "D", "reformed", int((found.reformed & own).sum())),
+        (FLAG, "D", "quarantined", int((found.quarantined & own).sum())),
     ]
     marks = [
         Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=6, label=f"{text.count(n)} {word}")
         for colour, marker, word, n in entries
-        if n or word != "reformed"
+        if n or colour in (KEEP, FLAG)
     ]
     return [*marks, Line2D([], [], color=INK, linestyle=_DASHED, label="limit")]
 
@@ -136,37 +149,51 @@ def _room_for(axes: Axes, axis: Axis, values: Sequence[Floats | float]) -> None:
         axes.set_ylim(low - margin, high + margin)
 
 
-def score_histogram(facts: SanitiseFacts, found: Findings, alt: str) -> Markup:
-    """Shares of the candidates in each bin, flagged ones on top, against the outline of the calibration images."""
-    name, bins = "scores", found.histogram
-    total = len(facts.scores)
+def score_histograms(rows: Sequence[DetectorRow], alt: str) -> Markup:
+    """A panel for each detector: shares of the candidates in each bin, those it spoke against on top of the others,
+    against the outline of the calibration images."""
+    name = "scores"
+    columns = min(len(rows), _DETECTOR_COLUMNS)
+    lines = -(-len(rows) // columns)
     with styled(name):
-        drawing = new_figure(_WIDTH / 2, 3.5)
-        axes = drawing.subplots()
-        kept, both = bins.kept / total, (bins.kept + bins.flagged) / total
-        axes.stairs(kept, bins.edges, fill=True, color=KEEP, alpha=0.6)
-        axes.stairs(both, bins.edges, baseline=kept, fill=True, color=FLAG, alpha=0.8)
+        drawing = new_figure(_WIDTH if columns > 1 else _WIDTH / 2, 3.5 if columns == 1 else 2.7 * lines + 0.4)
+        grid = drawing.subplots(lines, columns, squeeze=False).ravel()
+        for axes, row in zip(grid, rows, strict=False):
+            _detector_panel(axes, row, titled=columns > 1)
+        for axes in grid[len(rows) :]:
+            axes.set_axis_off()
+        for axes in grid[:: max(columns, 1)]:
+            axes.set_ylabel("share of images")
         handles: list[Artist] = [
-            Patch(color=KEEP, alpha=0.6, label="kept"),
-            Patch(color=FLAG, alpha=0.8, label="flagged"),
+            Patch(color=KEEP, alpha=0.6, label="kept" if columns == 1 else "not against"),
+            Patch(color=FLAG, alpha=0.8, label="flagged" if columns == 1 else "spoke against"),
+            Line2D([], [], color=CLEAN, label="held-out clean"),
+            Line2D([], [], color=INK, linestyle=_DASHED, label="limit"),
         ]
-        if len(facts.calibration_scores):
-            outline = bins.calibration / len(facts.calibration_scores)
-            axes.stairs(outline, bins.edges, color=CLEAN, linewidth=1.6)
-            handles.append(Line2D([], [], color=CLEAN, label="held-out clean"))
-        axes.axvline(_placed(found.axis, facts.threshold), color=INK, linestyle=_DASHED, linewidth=1.3)
-        handles.append(Line2D([], [], color=INK, linestyle=_DASHED, label="limit"))
-        if found.axis.log:
-            log_scale(axes, "x", bins.edges[0], bins.edges[-1])
-        axes.set_xlabel(_score_label(found.axis))
-        axes.set_ylabel("share of images")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if both.max() > 0.04 else 1, symbol=" %"))
-        horizontal_grid(axes)
         drawing.legend(handles=handles, loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1.8)
         return inline_svg(drawing, name, alt)
 
 
-def p_value_histogram(p_values: PValues, alpha: float | None, alt: str) -> Markup:
+def _detector_panel(axes: Axes, row: DetectorRow, *, titled: bool) -> None:
+    facts, bins = row.facts, row.histogram
+    total = len(facts.scores)
+    kept, both = bins.kept / total, (bins.kept + bins.flagged) / total
+    axes.stairs(kept, bins.edges, fill=True, color=KEEP, alpha=0.6)
+    axes.stairs(both, bins.edges, baseline=kept, fill=True, color=FLAG, alpha=0.8)
+    if len(facts.calibration_scores):
+        axes.stairs(bins.calibration / len(facts.calibration_scores), bins.edges, color=CLEAN, linewidth=1.6)
+    if row.limited:
+        axes.axvline(_placed(row.axis, facts.threshold), color=INK, linestyle=_DASHED, linewidth=1.3)
+    if row.axis.log:
+        log_scale(axes, "x", bins.edges[0], bins.edges[-1])
+    if titled:
+        axes.set_title(text.visible(detector_name(facts.name), 30), parse_math=False)
+    axes.set_xlabel(_score_label(row.axis))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if both.max() > 0.04 else 1, symbol=" %"))
+    horizontal_grid(axes)
+
+
+def p_value_histogram(p_values: PValues, level: float | None, alt: str, level_name: str) -> Markup:
     """Counts of p-values against what clean candidates would give."""
     name = "p-values"
     with styled(name):
@@ -182,9 +209,9 @@ def p_value_histogram(p_values: PValues, alpha: float | None, alt: str) -> Marku
             Line2D([], [], color=INK, linewidth=1.3, label="a clean set"),
             Patch(color=MUTED, alpha=0.3, label="its 95 % band"),
         ]
-        if alpha is not None:
-            axes.axvline(alpha, color=FLAG, linewidth=1.3, linestyle=_DASHED)
-            handles.append(Line2D([], [], color=FLAG, linestyle=_DASHED, label="α"))
+        if level is not None:
+            axes.axvline(level, color=FLAG, linewidth=1.3, linestyle=_DASHED)
+            handles.append(Line2D([], [], color=FLAG, linestyle=_DASHED, label=level_name))
         axes.set_xlim(-0.01, 1.01)
         axes.set_xlabel("p-value")
         axes.set_ylabel("images")

@@ -12,15 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from models.calibration import realised_rate_bounds, wilson_interval
-from worker.reports.sanitise_facts import Floats, SanitiseFacts
+from worker.reports.histograms import Axis, Counts, Histogram, histogram, score_axis
+from worker.reports.sanitise_facts import Floats, Mask, SanitiseFacts
+from worker.reports.sanitise_panel import DetectorRow, Together, detector_rows, spoke_together
 
-Mask = npt.NDArray[np.bool_]
-Counts = npt.NDArray[np.int64]
-Rule = Literal["rate", "threshold", "percentage"]
+Rule = Literal["rate", "discovery", "threshold", "percentage"]
 
 CONFIDENCE = 0.95
-SCORE_BINS, P_VALUE_BINS = 60, 20
-_LOG_RANGE = 30.0
+P_VALUE_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -40,28 +39,6 @@ class Share:
 def share_of(k: int, n: int, confidence: float = CONFIDENCE) -> Share:
     low, high = wilson_interval(k, n, confidence)
     return Share(int(k), int(n), float(low), float(high))
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """How scores are drawn: log where their range asks for it; `floor` is where anything smaller is drawn."""
-
-    log: bool
-    floor: float
-
-    def place(self, scores: Floats) -> npt.NDArray[np.float64]:
-        values = np.asarray(scores, np.float64)
-        return np.maximum(values, self.floor) if self.log else values
-
-
-@dataclass(frozen=True, eq=False)
-class Histogram:
-    """Counts of scores between `edges`; the threshold is one of the edges where it lies among them."""
-
-    edges: npt.NDArray[np.float64]
-    kept: Counts
-    flagged: Counts
-    calibration: Counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +73,10 @@ class Findings:
     reformed: Mask
     """Flagged, and kept as its reconstruction."""
     flagged_share: Share
+    by_filter: Mask
+    """Flagged, and the filter's score spoke against it; where it judges alone, all that is flagged."""
     calibration_over: Share | None
-    """Held-out images over the threshold."""
+    """Held-out images that the same rule flags."""
     clean_bounds: tuple[float, float] | None
     """Between these a clean set's flagged share would lie, 95 times of 100."""
     axis: Axis
@@ -105,6 +84,8 @@ class Findings:
     p_values: PValues | None
     classes: Sequence[ClassRow]
     self_test: dict[str, Share]
+    detectors: Sequence[DetectorRow]
+    together: Sequence[Together]
 
     @property
     def flagged(self) -> Mask:
@@ -117,25 +98,31 @@ def find(facts: SanitiseFacts) -> Findings:
     reformed = (verdicts == "reform") & _over_limit(facts)
     flagged = quarantined | reformed
     share = share_of(int(flagged.sum()), len(flagged))
-    over = _over(facts.calibration_scores, facts.threshold)
-    axis = score_axis(facts)
+    over = _calibration_flagged(facts)
+    axis = _axis(facts)
+    by_filter = flagged & facts.detectors[0].spoke if facts.detectors else flagged
     return Findings(
         rule=_rule(facts),
         quarantined=quarantined,
         reformed=reformed,
         flagged_share=share,
+        by_filter=by_filter,
         calibration_over=over,
         clean_bounds=_clean_bounds(facts, over),
         axis=axis,
-        histogram=_histogram(facts, axis, flagged),
+        histogram=histogram(facts.scores, by_filter, facts.calibration_scores, facts.threshold, axis),
         p_values=_p_values(facts),
         classes=_classes(facts, quarantined, reformed),
         self_test={kind: test for kind, s in facts.known_perturbed.items() if (test := _over(s, facts.threshold))},
+        detectors=detector_rows(facts.panel, flagged),
+        together=spoke_together(facts.detectors, flagged),
     )
 
 
 def _over_limit(facts: SanitiseFacts) -> Mask:
     """Flagged by the rule. An image that only passes through as its reconstruction has verdict reform, but is not."""
+    if facts.flagged is not None:
+        return facts.flagged
     if facts.alpha is not None and facts.p_values is not None:
         return np.asarray(facts.p_values <= facts.alpha)
     return np.asarray(facts.scores > facts.threshold)
@@ -144,8 +131,17 @@ def _over_limit(facts: SanitiseFacts) -> Mask:
 def _rule(facts: SanitiseFacts) -> Rule:
     if facts.alpha is not None:
         return "rate"
+    if facts.discovery is not None:
+        return "discovery"
     calibration: dict[str, Any] = facts.spec.get("calibration") or {}
     return "percentage" if calibration.get("infer_threshold") else "threshold"
+
+
+def _calibration_flagged(facts: SanitiseFacts) -> Share | None:
+    count = len(facts.calibration_scores)
+    if facts.calibration_flagged is None or count == 0:
+        return _over(facts.calibration_scores, facts.threshold)
+    return share_of(facts.calibration_flagged, count)
 
 
 def _over(scores: Floats, threshold: float) -> Share | None:
@@ -153,7 +149,7 @@ def _over(scores: Floats, threshold: float) -> Share | None:
 
 
 def _clean_bounds(facts: SanitiseFacts, over: Share | None) -> tuple[float, float] | None:
-    if over is None:
+    if over is None or facts.discovery is not None:
         return None
     if facts.alpha is None:
         return _next_share(over, len(facts.scores))
@@ -172,31 +168,9 @@ def _next_share(seen: Share, n: int) -> tuple[float, float]:
     return max(0.0, seen.value - below), min(1.0, seen.value + above)
 
 
-def score_axis(facts: SanitiseFacts) -> Axis:
+def _axis(facts: SanitiseFacts) -> Axis:
     every = [facts.scores, facts.calibration_scores, *facts.known_perturbed.values(), np.array([facts.threshold])]
-    pooled = np.concatenate(every)
-    positive = pooled[pooled > 0]
-    if positive.size == 0 or positive.max() <= _LOG_RANGE * np.quantile(positive, 0.01):
-        return Axis(log=False, floor=float(pooled.min()))
-    return Axis(log=True, floor=float(max(positive.min(), np.quantile(positive, 0.001) / 10)))
-
-
-def _histogram(facts: SanitiseFacts, axis: Axis, flagged: Mask) -> Histogram:
-    scores, calibration = axis.place(facts.scores), axis.place(facts.calibration_scores)
-    pooled = np.concatenate([scores, calibration])
-    low, high = pooled.min(), pooled.max()
-    if low == high:
-        low, high = (low / 2, high * 2) if axis.log else (low - 0.5, high + 0.5)
-    edges = np.geomspace(low, high, SCORE_BINS + 1) if axis.log else np.linspace(low, high, SCORE_BINS + 1)
-    edges[0], edges[-1] = low, high
-    if low < facts.threshold < high:
-        edges[1 + int(np.abs(edges[1:-1] - facts.threshold).argmin())] = facts.threshold
-    return Histogram(
-        edges,
-        kept=np.histogram(scores[~flagged], edges)[0],
-        flagged=np.histogram(scores[flagged], edges)[0],
-        calibration=np.histogram(calibration, edges)[0],
-    )
+    return score_axis(every)
 
 
 def _p_values(facts: SanitiseFacts) -> PValues | None:

@@ -67,7 +67,9 @@ def _promise(facts: SanitiseFacts, found: Findings) -> str:
 
 def grounds(facts: SanitiseFacts, found: Findings) -> list[str]:
     """What the headline rests on, a paragraph each."""
-    return [words for words in (_standing(facts, found), _against_clean(facts, found), _the_others(facts, found)) if words]
+    return [
+        words for words in (_standing(facts, found), _against_clean(facts, found), _the_others(facts, found)) if words
+    ]
 
 
 def _standing(facts: SanitiseFacts, found: Findings) -> str:
@@ -97,7 +99,7 @@ def _against_no_discovery(facts: SanitiseFacts) -> str:
     if facts.discovery is None:
         return ""
     most = percent(1 - facts.discovery.rate)
-    return f"Of {most} of clean sets, or more, this rule flags nothing at all."
+    return f"Of sets without any poison {most} or more would lose no image at all."
 
 
 def _against_clean(facts: SanitiseFacts, found: Findings) -> str:
@@ -111,7 +113,8 @@ def _against_clean(facts: SanitiseFacts, found: Findings) -> str:
         chance = min(share.k, math.ceil(high * share.n))
         return f"{expected}; {here}. Chance alone rarely explains more than {count(chance)} of the {count(share.k)}."
     if share.value >= low:
-        return f"{expected}; {here}. This is what a clean set shows, and no sign of perturbation."
+        sign = "poison" if facts.detectors else "perturbation"
+        return f"{expected}; {here}. This is what a clean set shows, and no sign of {sign}."
     return (
         f"{expected}; {here}, which is less. The candidates then differ from the calibration images in some other way "
         "(camera, codec, resizing), and the rate does not carry over to them."
@@ -159,32 +162,26 @@ def limits(facts: SanitiseFacts) -> list[Limit]:
 
 def _unseen(facts: SanitiseFacts) -> list[Limit]:
     """What no detector of the job looks for."""
-    kinds = {kind_of(detector.name) for detector in facts.panel}
-    told = []
-    if not kinds & {"label", "trigger"}:
-        told.append(
-            Limit(
-                "Wrong labels",
-                "An unaltered image with a wrong label has an unremarkable score. Label flips pass this filter.",
-            )
-        )
-        told.append(
-            Limit(
-                "Patches, blends and triggers",
-                "Backdoors that paste a patch, blend in a second image, warp, or add a smooth pattern do not look like "
-                "the perturbations this filter learnt. Neither do clean-label attacks made to be inconspicuous.",
-            )
-        )
-    else:
-        told.append(
+    if {kind_of(detector.name) for detector in facts.panel} & {"label", "trigger"}:
+        return [
             Limit(
                 "Clean-label poison and faint triggers",
                 "An image whose label is right, altered so that it teaches something else (gradient matching, feature "
                 "collision), contradicts no classifier. Triggers of low opacity and smooth ones are seen less the "
                 "fainter they are.",
             )
-        )
-    return told
+        ]
+    return [
+        Limit(
+            "Wrong labels",
+            "An unaltered image with a wrong label has an unremarkable score. Label flips pass this filter.",
+        ),
+        Limit(
+            "Patches, blends and triggers",
+            "Backdoors that paste a patch, blend in a second image, warp, or add a smooth pattern do not look like the "
+            "perturbations this filter learnt. Neither do clean-label attacks made to be inconspicuous.",
+        ),
+    ]
 
 
 def _too_small(facts: SanitiseFacts) -> Limit:
