@@ -31,6 +31,13 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(64 * MIB, gt=0, description="largest single image file inside an upload")
     max_images: int = Field(5_000_000, gt=0, description="most images in one data set version")
 
+    decoding_processes: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="processes that decode an upload's images; default: one a core; 0: the worker itself",
+    )
+
     lease_seconds: float = Field(8.0, gt=0, description="a worker silent for this long loses its job to another")
     heartbeat_seconds: float = Field(
         1.0, gt=0, description="how often a worker renews its lease and looks for a cancel"

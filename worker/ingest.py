@@ -134,7 +134,7 @@ def _decode_all(
     rejected = Rejected()
     watch = context.progress.enter("decoding", unit="images")
     target = Target(shape[0], shape[2], context.settings.max_image_pixels)
-    with closing(decoded(upload, target)) as images:
+    with closing(decoded(upload, target, processes=context.settings.decoding_processes)) as images:
         for done, (sample, pixels, problem, sample_id, width, height, grey) in enumerate(images, start=1):
             if pixels is None:
                 rejected.add(sample.path, problem or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 WHITE = 255
+STRIP_PIXELS = 1_000_000
 DEFAULT_MAX_PIXELS = 40_000_000
 ORIENTATION = 0x0112  # of EXIF
 TURNED = 5  # orientations 5 to 8 swap the sides
@@ -120,15 +122,31 @@ def _is_grey(image: Image.Image) -> bool:
 
 def _to_eight_bits(image: Image.Image, channels: int) -> Image.Image:
     """Any mode Pillow knows to L or RGB, without losing what the file meant."""
+    mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith("I"):
-        return _sixteen_to_eight(image)
+        return _in_strips(image, "L", _sixteen_to_eight)
     if image.mode == "F":
         raise ImageRejected("its pixels are floating-point numbers, whose range is unknown; save it with 8 or 16 bits")
     if "transparency" in image.info or image.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
-        image = Image.alpha_composite(background, image)
-    return image.convert("L" if channels == 1 else "RGB")
+        return _in_strips(image, mode, _over_white)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _in_strips(image: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`change` applied to some rows at a time: what it needs in between is never as large as the image."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    if image.height <= rows:
+        return change(image).convert(mode)
+    changed = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        changed.paste(change(image.crop(box)).convert(mode), box)
+    return changed
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    clear = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", clear.size, (WHITE, WHITE, WHITE, WHITE)), clear)
 
 
 def _sixteen_to_eight(image: Image.Image) -> Image.Image:

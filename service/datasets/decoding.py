@@ -19,7 +19,7 @@ from service.datasets.decoding_process import Answer, Crashed, DecodingProcess, 
 from service.datasets.readers import Upload
 from service.datasets.sample import Sample
 
-POOL_FROM = 512  # fewer samples are decoded before processes have started
+POOL_FROM = 512  # fewer samples are decoded before a second process has started
 MOST_PROCESSES = 16
 BATCH_IMAGES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # of files, and of pixels
@@ -52,7 +52,7 @@ class Ready(NamedTuple):
 
 
 def decoded(upload: Upload, target: Target, *, processes: int | None = None) -> Generator[Ready]:
-    """Every sample in the order of the upload. `processes`: None for one a core, 0 for none besides this one."""
+    """Every sample in the order of the upload. `processes`: None for one a core, 0 for this one alone."""
     samples = upload.samples()
     first = next(samples, None)
     if first is None:
@@ -62,7 +62,7 @@ def decoded(upload: Upload, target: Target, *, processes: int | None = None) -> 
         yield from (_fitted(upload, sample, target) for sample in samples)
         return
     if processes is None:
-        processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0))) if upload.num_samples >= POOL_FROM else 0
+        processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0))) if upload.num_samples >= POOL_FROM else 1
     if processes == 0:
         for batch in _batches(samples, target):
             yield from _joined(batch, decode_all(_task(batch, target)), target)

@@ -12,8 +12,8 @@ IMAGE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 )
 CLUTTER = frozenset(("__MACOSX", "Thumbs.db", "desktop.ini"))
-CROWD = 65_536  # members after which next to nothing in them is a bomb
-LEAST_MEAN_BYTES = 16  # no image is smaller than this
+CROWD = 65_536
+LEAST_IMAGE_BYTES = 16  # no image is smaller than this
 _LEADS_OUT = re.compile(r"^/|^[^/]*:(/|$)|(^|/)\.\.(/|$)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -68,14 +68,22 @@ def is_clutter(name: str) -> bool:
     return any(part in CLUTTER or part.startswith(".") for part in name.split("/"))
 
 
-def refuse_crowd(count: int, unpacked: int) -> None:
-    """Raises TooLarge for very many members with next to nothing in them."""
-    if count > CROWD and unpacked < LEAST_MEAN_BYTES * count:
-        raise TooLarge(
-            f"The archive holds over {CROWD} files with next to nothing in them, which no image set does. "
-            "Nothing was kept.",
-            code="archive_bomb",
-        )
+class Crowd:
+    """Counts members with next to nothing in them, and refuses very many: they cost time and hold no image."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, name: str, size: int) -> None:
+        """Raises TooLarge."""
+        if size == 0 or (size < LEAST_IMAGE_BYTES and is_image(name)):
+            self._count += 1
+            if self._count > CROWD:
+                raise TooLarge(
+                    f"The archive holds over {CROWD} files with next to nothing in them, which no image set does. "
+                    "Nothing was kept.",
+                    code="archive_bomb",
+                )
 
 
 def too_much(limit_images: int, limit_bytes: int) -> TooLarge:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import IO, BinaryIO, Protocol
 
 from service.datasets.decode import ImageRejected
-from service.datasets.members import Member, checked_name, refuse_crowd
+from service.datasets.members import Crowd, Member, checked_name
 from service.datasets.sample import Limits
 from service.datasets.unpack import Unpacked
 from service.errors import InvalidUpload, TooLarge
@@ -41,11 +41,8 @@ class TarArchive:
             source = _Spooled(Unpacked(file, compression, limits.max_unpacked_bytes), limits.max_image_bytes)
         self._source = source
         self.members: list[Member] = []
-        unpacked = 0
         for member in _members(source):
             self.members.append(member)
-            unpacked += member.size
-            refuse_crowd(len(self.members), unpacked)
             if len(self.members) > 4 * limits.max_images + CROWD_ALLOWED:
                 raise TooLarge(
                     f"The archive holds over {len(self.members) - 1} files. Split it into several data sets."
@@ -118,6 +115,7 @@ def _members(source: _Source) -> Iterator[Member]:
     long_name: str | None = None
     long_size: int | None = None
     records = 0
+    crowd = Crowd()
     while True:
         block = source.take(BLOCK)
         if block.count(0) == BLOCK:
@@ -140,6 +138,7 @@ def _members(source: _Source) -> Iterator[Member]:
         size = long_size if long_size is not None else size
         name = checked_name(long_name if long_name is not None else _short_name(block))
         long_name, long_size, records = None, None, 0
+        crowd.add(name, size)
         if kind == b"5" or (kind in REGULAR and name.endswith("/")):
             continue
         _refuse_kind(kind, name)

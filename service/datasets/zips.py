@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from service.datasets.decode import ImageRejected
-from service.datasets.members import Member, checked_name, refuse_crowd
+from service.datasets.members import Crowd, Member, checked_name
 from service.datasets.sample import MAX_RATIO, Limits
 from service.errors import InvalidUpload, TooLarge
 
@@ -40,7 +40,6 @@ class ZipArchive:
         self._file = file
         directory, self._directory_offset = _directory(file)
         self.members = list(_members(directory, 4 * limits.max_images + CROWD_ALLOWED))
-        refuse_crowd(len(self.members), sum(member.size for member in self.members))
         self._refuse_overlaps()
 
     def read(self, member: Member, limit: int) -> bytes:
@@ -127,6 +126,7 @@ def _zip64(file: BinaryIO, end: int) -> tuple[int, int, int]:
 
 def _members(directory: bytes, most: int) -> Iterator[Member]:
     place, count = 0, 0
+    crowd = Crowd()
     while place < len(directory):
         if directory[place : place + 4] != b"PK\x01\x02" or place + _ENTRY.size > len(directory):
             raise _broken("its directory is damaged")
@@ -143,6 +143,7 @@ def _members(directory: bytes, most: int) -> Iterator[Member]:
         if count > most:
             raise TooLarge(f"The archive holds over {most} files. Split it into several data sets.")
         name = checked_name(_text(raw, flags))
+        crowd.add(name, size)
         if name.endswith("/") or not name:
             continue
         _check(name, flags, mode >> 16, size, packed)

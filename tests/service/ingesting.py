@@ -28,6 +28,7 @@ def ingested(
     inputs = {"name": name, "upload": key, "sha256": "0" * 64, "bytes": len(upload)}
     with database.transaction() as session:
         job_id = add_job(session, "ingest", inputs=inputs, params=spec, max_attempts=1).id
+    settings = settings.model_copy(update={"decoding_processes": 0})
     runtime = Runtime(settings, database, storage, cast(Any, None), "test")
     outcome = ingest.run(Context(runtime, Claim(job_id, 1, "ingest", inputs, spec, None), Progress()))
     with database.transaction() as session:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.datasets import decode
 from service.datasets.decode import ImageRejected, decode_image, fit_pixels, read_header
 
 RED, HALF = (255, 0, 0), 128
@@ -77,6 +78,21 @@ def test_of_an_animation_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), (0, 0, 255))]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert tuple(decode_image(data, size=8, channels=3)[0, 0]) == RED
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16"])
+def test_strip_by_strip_gives_what_the_whole_gives(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 20, 4), dtype=np.uint8)
+    image = (
+        Image.fromarray(noise).convert(mode)
+        if mode != "I;16"
+        else Image.fromarray(noise[..., 0].astype(np.uint16) * 250)
+    )
+    data = encoded(image)
+    whole = decode_image(data, size=37, channels=3)
+    monkeypatch.setattr(decode, "STRIP_PIXELS", 100)
+    assert (decode_image(data, size=37, channels=3) == whole).all()
+    assert whole.std() > 10
 
 
 @pytest.mark.parametrize("size", [28, 32, 64, 128])

@@ -18,6 +18,7 @@ from PIL import Image
 
 from service.app import create_app
 from service.auth import ensure_admin_key
+from service.datasets import decoding_process
 from service.datasets import repository as datasets
 from service.datasets.decoding import Target, decoded
 from service.datasets.export import ExportFormat, Version, exported
@@ -237,6 +238,24 @@ def test_decoding_elsewhere_gives_the_same_in_the_same_order(processes: int) -> 
     assert all(
         (ready.pixels == pixels[members[ready.sample.path]]).all() for ready in found if ready.pixels is not None
     )
+
+
+MORTAL = """
+import os
+from service.datasets import decoding_process
+honest = decoding_process.decode_all
+decoding_process.decode_all = lambda task: os._exit(1) if b"boom" in b"".join(task.files) else honest(task)
+decoding_process.main()
+"""
+
+
+def test_an_image_that_kills_its_decoder_is_rejected_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding_process, "START", MORTAL)
+    members = {f"{NAMES[i % 2]}/{i}.png": FILES[i] for i in range(8)} | {"stop/5x.png": FILES[0] + b"boom"}
+    upload = open_upload(io.BytesIO(zip_of(members)), Limits(1000, 100_000, 10_000, 10_000_000))
+    found = {ready.sample.path: ready.problem for ready in decoded(upload, Target(9, 3, 10_000), processes=1)}
+    assert {path for path, problem in found.items() if problem} == {"stop/5x.png"}
+    assert len(found) == 9
 
 
 @pytest.fixture
