@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,14 +56,16 @@ def write_version(context: Context, treatment: Treatment, prefix: str) -> tuple[
     sets = treatment.fitted.sets
     height, width, channels = sets.candidate.image_shape
     writer = ShardWriter(context.storage, prefix, (height, width, channels))
-    rows, listing = sets.candidate_reader.rows(), treatment.fitted.listings.candidates
+    rows, listing = sets.candidate_reader.each_row(), treatment.fitted.listings.candidates
     flagged = treatment.judgement.flagged
     verdicts = np.where(flagged, Verdict.QUARANTINE.value, Verdict.KEEP.value).astype("<U10")
     watch = context.progress.enter("writing", unit="images")
     for start, images in sets.candidate_reader.shards():
         here = slice(start, start + len(images))
         pixels, verdicts[here] = treatment.apply(images, listing.at(here), verdicts[here])
-        for place in np.flatnonzero(verdicts[here] != Verdict.QUARANTINE.value):
-            writer.add(pixels[place], rows[start + place])
+        kept = verdicts[here] != Verdict.QUARANTINE.value
+        for image, row, stays in zip(pixels, islice(rows, len(images)), kept, strict=True):
+            if stays:
+                writer.add(image, row)
         watch.advance(start + len(images), sets.candidate_reader.num_samples)
     return verdicts, writer.close(len(sets.candidate.classes))
