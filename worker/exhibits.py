@@ -23,12 +23,12 @@ def gallery(fitted: Fitted, judgement: Judgement) -> list[GalleryItem]:
     images = sets.candidate_reader.images(chosen)
     rebuilt = fitted.filter_fit.filter.reconstruct(images)
     suggested = _suggested(fitted, images, chosen)
-    rows, classes = sets.candidate_reader.rows(), sets.candidate.classes
+    classes = sets.candidate.classes
     return [
         GalleryItem(
             index=int(index),
-            path=rows[index].path,
-            label=classes[rows[index].label],
+            path=sets.candidate_reader.rows_in(int(index), 1)["path"][0].as_py(),
+            label=classes[fitted.listings.candidates.labels[index]],
             original=images[place],
             reconstruction=rebuilt[place],
             score=float(judgement.scores[index]),

@@ -20,6 +20,7 @@ from worker.fitting import Fitted, fit_all, uses_panel
 from worker.judging import Judgement, judge
 from worker.reporting import write_sanitise
 from worker.sets import Sets, open_sets
+from worker.suspects import suspicious_reference
 from worker.treating import Treatment, Verdicts, write_version
 
 PANEL_PHASES = {"believing": 25.0, "checking": 35.0}
@@ -35,7 +36,7 @@ def run(context: Context) -> Outcome:
     _write_verdicts(context, fitted, judgement, verdicts)
     _keep_filter(context, fitted, judgement)
     context.progress.enter("report")
-    write_sanitise(context, fitted, judgement, verdicts)
+    write_sanitise(context, fitted, judgement, verdicts, suspicious_reference(fitted, seed=spec.seed))
     return Outcome(_result(fitted, judgement, verdicts), _publisher(context, fitted.sets, prefix, written))
 
 
