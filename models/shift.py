@@ -1,4 +1,4 @@
-"""Are the candidates like the reference? Looks at the bulk of their scores, where poison is not; maps one to the other.
+"""Are the candidates like the reference? Looks at the bulk of their scores, where poison is not.
 
 Poison may fill the upper tail of a test's scores, so the tail tells nothing about the camera or the codec. Below it a
 clean candidate set has the reference's distribution function F, or (1 − π)·F where a share π of poison lies above.
@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from models.bulk import FEWEST as FEWEST
+from models.bulk import MAX_POISON, enough
+from models.bulk import BulkMap as BulkMap
+from models.bulk import bulk_calibration as bulk_calibration
 from models.calibration import Float64s, Floats
-from models.calibration.conformal import finite
 
 Groups = npt.NDArray[Any]
-
-MAX_POISON = 0.3
-"""The largest share of candidates that may be poison."""
 
 BULK = np.arange(0.05, 0.61, 0.05)
 """Where the distributions are compared: shares of the reference's scores below."""
@@ -30,7 +30,6 @@ SMALLEST_DISTANCE = 0.02
 """A shift that moves a smaller share of the bulk moves α by less than the luck of the calibration draw does."""
 
 DRAWS = 4000
-FEWEST = 50
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,6 @@ class Shift:
     sample_candidates: float
 
 
-@dataclass(frozen=True, eq=False)
-class BulkMap:
-    """How the reference's scores become the candidates': s ↦ exp(offset)·s^slope, or offset + slope·s if not `logs`.
-
-    share_above: estimated share of candidates above what clean ones score. mapped: (m,), the calibration scores.
-    """
-
-    offset: float
-    slope: float
-    logs: bool
-    share_above: float
-    mapped: Float64s
-
-
 def detect_shift(
     calibration: Floats,
     candidates: Floats,
@@ -89,7 +74,7 @@ def detect_shift(
     deviation, for 30 % of poison could look the same. Under 20 groups it raises more false alarms than 1 %.
     Raises ValueError where there are fewer scores, one is not finite, or groups do not fit.
     """
-    reference, scores = _enough(calibration, "calibration scores"), _enough(candidates, "candidates")
+    reference, scores = enough(calibration, "calibration scores"), enough(candidates, "candidates")
     points = np.unique(np.quantile(reference, BULK, method="inverted_cdf"))
     of_reference = _Shares.of(reference, points, groups_calibration)
     of_candidates = _Shares.of(scores, points, groups_candidates)
@@ -111,49 +96,6 @@ def detect_shift(
         sample_calibration=len(reference) / of_reference.design_effect,
         sample_candidates=len(scores) / of_candidates.design_effect,
     )
-
-
-def bulk_calibration(calibration: Floats, candidates: Floats) -> BulkMap:
-    """The reference's scores as they would be had its images come the candidates' way.
-
-    calibration: (m,), candidates: (n,), scores of one test, m, n ≥ 50. Of a panel, each test is mapped by itself.
-    Assumes that at least 70 % of the candidates are clean, that poison lies above the clean scores of this test or
-    among them as clean ones do, and that the shift stretches and moves the scores' logarithms (the scores themselves
-    where one is not positive). A straight line through the quantiles of the bulk gives the stretch; the share of poison
-    is what lies above the mapped reference's 90 % point in excess, and sets which quantiles belong together; the two
-    are found in turns. Rates calibrated on `mapped` are estimates.
-    Where the bulk of either is one value, as of scores that count, nothing can be told from it and nothing is mapped.
-    Raises ValueError where there are fewer scores, or one is not finite.
-    """
-    reference, scores = _enough(calibration, "calibration scores"), _enough(candidates, "candidates")
-    logs = bool(reference.min() > 0 and scores.min() > 0)
-    x, y = (np.log(reference), np.log(scores)) if logs else (reference, scores)
-    offset, slope, share = _line(x, np.sort(y))
-    line = offset + slope * x
-    mapped = np.exp(line) if logs else line
-    return BulkMap(offset, slope, logs, share, reference.copy() if (offset, slope) == (0, 1) else mapped)
-
-
-LINE = np.arange(0.05, 0.81, 0.025)
-ABOVE = 0.9
-TURNS = 100
-
-
-def _line(reference: Float64s, ordered: Float64s) -> tuple[float, float, float]:
-    """(offset, slope, share of poison) that lead the reference's bulk to that of the sorted candidates."""
-    x, high = np.quantile(reference, LINE), np.quantile(reference, ABOVE)
-    share, offset, slope = MAX_POISON, 0.0, 1.0
-    for _ in range(TURNS):
-        y = np.quantile(ordered, (1 - share) * LINE)
-        if np.ptp(x) == 0 or np.ptp(y) == 0:
-            return 0.0, 1.0, 0.0
-        slope = float(np.cov(x, y)[0, 1] / x.var(ddof=1))
-        offset = float(y.mean() - slope * x.mean())
-        below = np.searchsorted(ordered, offset + slope * high, side="right") / len(ordered)
-        before, share = share, float(np.clip(1 - below / ABOVE, 0, MAX_POISON))
-        if abs(before - share) < 1e-6:
-            break
-    return offset, slope, share
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,10 +174,3 @@ def _direction(gaps: Float64s) -> Literal["higher", "lower", "mixed"]:
     if gaps.max() > largest / 2 and gaps.min() < -largest / 2:
         return "mixed"
     return "lower" if gaps.sum() > 0 else "higher"
-
-
-def _enough(scores: Floats, what: str) -> Float64s:
-    values = finite(scores, what)
-    if len(values) < FEWEST:
-        raise ValueError(f"{len(values)} {what} are too few to tell a shift: at least {FEWEST} are needed")
-    return values

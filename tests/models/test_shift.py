@@ -11,9 +11,9 @@ from models.calibration import conformal_p_values
 from models.combination import panel_test
 from models.shift import FALSE_ALARMS, Shift, bulk_calibration, detect_shift
 
-RESAMPLES = 100
-ALARMS_ALLOWED = 4
-"""Of 100 at 1 %: more than so many are seen in 4 of 1,000 runs."""
+RESAMPLES = 60
+ALARMS_ALLOWED = 3
+"""Of 60 at 1 %: more than so many are seen in 3 of 1,000 runs."""
 
 
 def clustered(rng: np.random.Generator, n: int, size: int, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +55,7 @@ def test_nor_does_one_whose_images_come_in_groups_where_they_are_told(both: bool
 
 
 def test_groups_that_are_not_told_raise_false_alarms() -> None:
-    assert alarms(2, size=20, share=0.6) > 4 * ALARMS_ALLOWED
+    assert alarms(2, size=20, share=0.6) > 3 * ALARMS_ALLOWED
 
 
 @pytest.mark.parametrize(
@@ -153,20 +153,48 @@ def test_on_the_candidates_bulk_clean_images_stay_and_poison_beyond_a_gap_goes(
         found.append(np.mean(p[poisoned] <= 0.01) if poison else 1.0)
     assert np.mean(found) > 0.99
     for alpha, rates in clean.items():
-        assert 0.6 * alpha < np.mean(rates) < 1.4 * alpha
-        assert np.mean(np.array(rates) <= 2 * alpha) > 0.75
+        assert 0.4 * alpha < np.mean(rates) < 1.5 * alpha
+        assert np.mean(np.array(rates) <= 2 * alpha) > 0.7, "500 images calibrate 1 % by five of them"
 
 
 def test_the_map_is_the_shift_itself_where_there_are_many_images() -> None:
     rng = np.random.default_rng(9)
-    reference, candidates, _ = shifted(rng, 0.1, location=0.8, scale=1.3, m=20_000, n=50_000)
+    reference = np.exp(rng.normal(size=20_000))
+    candidates = 3 * np.exp(0.9 * rng.normal(size=50_000)) + 0.8
+    candidates[:5000] = 1e4
     found = bulk_calibration(reference, candidates)
-    assert (found.offset, found.slope) == pytest.approx((0.8, 1.3), abs=0.05)
+    assert (found.gain, found.power, found.floor) == pytest.approx((3, 0.9, 0.8), abs=0.15)
     assert found.share_above == pytest.approx(0.1, abs=0.01)
-    assert found.mapped == pytest.approx(np.exp(found.offset) * reference**found.slope)
+    assert found.mapped == pytest.approx(found.gain * (reference / found.typical) ** found.power + found.floor)
     assert found.logs
-    in_units = bulk_calibration(np.log(reference), np.log(candidates))
-    assert (in_units.offset, in_units.slope, in_units.logs) == pytest.approx((found.offset, found.slope, False))
+
+
+def test_scores_that_may_be_negative_are_mapped_as_logarithms_would_be() -> None:
+    rng = np.random.default_rng(13)
+    reference, candidates = rng.normal(size=3000) - 500, 1.5 * rng.normal(size=10_000) - 499
+    candidates[:1000] = -400
+    found = bulk_calibration(reference, candidates)
+    assert not found.logs
+    p = conformal_p_values(candidates, found.mapped)
+    assert (p[:1000] <= 0.001).all()
+    assert np.mean(p[1000:] <= 0.05) == pytest.approx(0.05, abs=0.02)
+    far = bulk_calibration(np.append(reference, 1e6), candidates)
+    assert np.isfinite(far.mapped).all()
+
+
+@pytest.mark.parametrize("poison", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("floor", [0.05, 0.3, 1.0])
+def test_a_floor_under_the_scores_does_not_pass_for_a_narrower_tail(floor: float, poison: float) -> None:
+    """As a codec's noise lifts smooth images only: a line through the bulk would flag a fifth of the clean images."""
+    rng, rates, found = np.random.default_rng(14), [], []
+    for _ in range(40):
+        reference, candidates, poisoned = shifted(rng, poison, location=0.0, scale=1.0)
+        candidates += floor
+        p = conformal_p_values(candidates, bulk_calibration(reference, candidates).mapped)
+        rates.append(np.mean(p[~poisoned] <= 0.05))
+        found.append(np.mean(p[poisoned] <= 0.01) if poison else 1.0)
+    assert 0.03 < np.mean(rates) < 0.07
+    assert np.mean(found) > 0.99
 
 
 def test_each_test_of_a_panel_is_mapped_by_itself() -> None:
@@ -185,7 +213,7 @@ def test_a_bulk_of_one_value_is_not_mapped() -> None:
     for pair in ((reference, candidates), (candidates, reference)):
         found = bulk_calibration(*pair)
         assert found.mapped.tolist() == pair[0].tolist()
-        assert (found.offset, found.slope, found.share_above) == (0, 1, 0)
+        assert (found.gain, found.power, found.floor, found.share_above) == (1, 1, 0, 0)
 
 
 def test_the_seed_decides_the_p_value() -> None:
