@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import datasets, detection_labels, detection_perturbed
+from benchmarks import (
+    datasets,
+    detection_clean,
+    detection_labels,
+    detection_perturbed,
+    detection_rates,
+    detection_scale,
+    detection_sifted,
+)
 from benchmarks.detection_record import Measured, Record, Run
 from benchmarks.detection_setting import Setting
 from models.specs import PanelSpec
@@ -32,6 +40,11 @@ PARTS: dict[str, Part] = {
     "perturbed": Part(detection_perturbed.measure),
     "labels": Part(detection_labels.measure),
     "panels": Part(detection_labels.compare),
+    "sifted": Part(detection_sifted.measure),
+    "rates": Part(detection_rates.measure),
+    "clean": Part(detection_clean.clean),
+    "shift": Part(detection_clean.shift),
+    "scale": Part(detection_scale.measure, ("cifar10",)),
 }
 
 

@@ -61,12 +61,17 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """A panel's scores of calibration images (m, t) and candidates (n, t), and what it cost."""
+    """A panel's scores of calibration images (m, t) and candidates (n, t), and what it cost.
+
+    trusted: bool (n,), the candidates that were sifted out as a reference; none where one was given.
+    """
 
     names: tuple[str, ...]
     calibration: Scores
     candidates: Scores
     is_poison: Bools
+    trusted: Bools
+    labels: Labels  # (n,), as the candidates came
     calibration_groups: Labels
     candidate_groups: Labels
     panel_seconds: float
@@ -148,7 +153,16 @@ def look(
     confirmed = panel_fit.confirmed[: len(candidates)]
     poison_confirmed = float(confirmed[is_poison].mean()) if is_poison.any() else 0.0
     return Looked(
-        examiner.names, found[0], found[1], is_poison, *groups, seconds, float(confirmed.mean()), poison_confirmed
+        examiner.names,
+        found[0],
+        found[1],
+        is_poison,
+        np.zeros(len(candidates), np.bool_),
+        candidates.labels,
+        *groups,
+        seconds,
+        float(confirmed.mean()),
+        poison_confirmed,
     )
 
 
@@ -159,12 +173,8 @@ def kept(setting: Setting, name: str, make: Callable[[], Looked], *, refit: bool
     path = setting.scratch / f"{setting.data.name}-{setting.seed}-{name}-{digest}.npz"
     if path.exists() and not refit:
         with np.load(path) as data:
-            return Looked(
-                tuple(map(str, data["names"])),
-                *(data[key] for key in ("calibration", "candidates", "is_poison")),
-                *(data[key] for key in ("calibration_groups", "candidate_groups")),
-                *(float(data[key]) for key in ("panel_seconds", "confirmed", "poison_confirmed")),
-            )
+            found = {key: data[key] if data[key].ndim else data[key].item() for key in data}
+            return Looked(**{**found, "names": tuple(map(str, found["names"]))})
     made = make()
     setting.scratch.mkdir(parents=True, exist_ok=True)
     np.savez(path, **{key: np.asarray(value) for key, value in vars(made).items()})

@@ -1,0 +1,76 @@
+"""Do the error rates hold? Scores of the label benchmark, whose clean images calibrate and are judged in many draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.detection_labels import FILTER, looked_at
+from benchmarks.detection_record import Measured, at_most
+from benchmarks.detection_setting import Looked, Setting
+from models.calibration import JointTest, benjamini_hochberg
+
+DRAWS = 100
+ALPHAS = (0.01, 0.05, 0.10)
+DISCOVERY_RATES = (0.05, 0.10)
+CALIBRATING, CALIBRATING_DISCOVERIES = 500, 2000
+"""Fewer than the second can discover nothing of a poison of 2 % at a rate of 5 %."""
+
+IMAGES_AN_OBJECT = 3
+KINDS = ("badnets", "flips")
+
+Rows = NDArray[np.int64]
+
+
+def measure(setting: Setting) -> Iterator[Measured]:
+    for kind in KINDS:
+        looked = looked_at(setting, kind)
+        for name, detectors in (("filter", (FILTER,)), ("panel", (FILTER, *setting.panel.detectors))):
+            yield from _rates(setting, looked.at(detectors), ("rates", kind, name))
+
+
+def _rates(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Iterator[Measured]:
+    clean = np.concatenate([looked.calibration, looked.candidates[~looked.is_poison]])
+    groups = np.concatenate([looked.calibration_groups, looked.candidate_groups[~looked.is_poison]])
+    poison = looked.candidates[looked.is_poison]
+    rng = np.random.default_rng((setting.seed, 2))
+    realised = np.empty((DRAWS, len(ALPHAS)))
+    shares, found = np.empty((DRAWS, len(DISCOVERY_RATES))), np.empty((DRAWS, len(DISCOVERY_RATES)))
+    for draw in range(DRAWS):
+        calibrating, judged = drawn(groups, CALIBRATING, rng)
+        p_values = JointTest(clean[calibrating]).p_values(clean[judged])[0]
+        realised[draw] = [(p_values <= alpha).mean() for alpha in ALPHAS]
+        calibrating, judged = drawn(groups, CALIBRATING_DISCOVERIES, rng)
+        test = JointTest(clean[calibrating])
+        p_values = test.p_values(np.concatenate([clean[judged], poison]))[0]
+        for place, rate in enumerate(DISCOVERY_RATES):
+            flagged = benjamini_hochberg(p_values, rate=rate)
+            false = int(flagged[: len(judged)].sum())
+            shares[draw, place] = false / max(1, int(flagged.sum()))
+            found[draw, place] = flagged[len(judged) :].mean()
+    for place, alpha in enumerate(ALPHAS):
+        yield _mean(setting.claim(*name, f"fpr-at-{alpha:g}"), realised[:, place], alpha)
+    for place, rate in enumerate(DISCOVERY_RATES):
+        yield _mean(setting.claim(*name, f"fdr-at-{rate:g}"), shares[:, place], rate)
+        yield Measured(setting.claim(*name, f"found-at-fdr-{rate:g}"), float(found[:, place].mean()), n=DRAWS)
+
+
+def _mean(claim: str, values: NDArray[np.float64], wanted: float) -> Measured:
+    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    bar = at_most(wanted, slack=2 * error)
+    return Measured(claim, mean, bar, len(values), mean - 1.96 * error, mean + 1.96 * error)
+
+
+def drawn(groups: Rows, wanted: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    """(rows that calibrate, rows that are judged), no object on both sides; at most three images of one calibrate."""
+    order = rng.permutation(len(groups))
+    _, of_group, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    drawn_groups = rng.permutation(len(counts))
+    enough = int(np.searchsorted(np.cumsum(np.minimum(counts, IMAGES_AN_OBJECT)[drawn_groups]), wanted)) + 1
+    calibrates = np.isin(of_group, drawn_groups[:enough])
+    rank = np.empty(len(groups), np.int64)
+    by_group = order[np.argsort(of_group[order], kind="stable")]
+    rank[by_group] = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.flatnonzero(calibrates & (rank < IMAGES_AN_OBJECT)), np.flatnonzero(~calibrates)
