@@ -145,7 +145,7 @@ def test_on_the_candidates_bulk_clean_images_stay_and_poison_beyond_a_gap_goes(
     poison: float, location: float, scale: float
 ) -> None:
     rng, clean, found = np.random.default_rng(8), {0.01: [], 0.05: []}, []
-    for _ in range(60):
+    for _ in range(40):
         reference, candidates, poisoned = shifted(rng, poison, location=location, scale=scale)
         p = conformal_p_values(candidates, bulk_calibration(reference, candidates).mapped)
         for alpha, rates in clean.items():
@@ -187,7 +187,7 @@ def test_scores_that_may_be_negative_are_mapped_as_logarithms_would_be() -> None
 def test_a_floor_under_the_scores_does_not_pass_for_a_narrower_tail(floor: float, poison: float) -> None:
     """As a codec's noise lifts smooth images only: a line through the bulk would flag a fifth of the clean images."""
     rng, rates, found = np.random.default_rng(14), [], []
-    for _ in range(40):
+    for _ in range(25):
         reference, candidates, poisoned = shifted(rng, poison, location=0.0, scale=1.0)
         candidates += floor
         p = conformal_p_values(candidates, bulk_calibration(reference, candidates).mapped)
@@ -199,7 +199,7 @@ def test_a_floor_under_the_scores_does_not_pass_for_a_narrower_tail(floor: float
 
 def test_each_test_of_a_panel_is_mapped_by_itself() -> None:
     rng, rates = np.random.default_rng(10), []
-    for _ in range(60):
+    for _ in range(30):
         mix = np.array([[1, 0.6], [0, 0.8]])
         reference = np.exp(rng.normal(size=(800, 2)) @ mix)
         candidates = np.exp(rng.normal(size=(2000, 2)) @ mix * np.array([1.3, 0.8]) + np.array([1.0, -2.0]))
