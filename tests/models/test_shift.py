@@ -154,7 +154,8 @@ def test_on_the_candidates_bulk_clean_images_stay_and_poison_beyond_a_gap_goes(
     assert np.mean(found) > 0.99
     for alpha, rates in clean.items():
         assert 0.4 * alpha < np.mean(rates) < 1.5 * alpha
-        assert np.mean(np.array(rates) <= 2 * alpha) > 0.7, "500 images calibrate 1 % by five of them"
+    # At 1 % five of 500 images decide, and one run in five exceeds 2 %; at 5 % hardly any exceeds 10 %.
+    assert np.mean(np.array(clean[0.05]) <= 0.1) > 0.9
 
 
 def test_the_map_is_the_shift_itself_where_there_are_many_images() -> None:
