@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from models.calibration import conformal_p_values, threshold_at_fpr
+from models.panel.detectors import MODULES
 from models.robustness import AttackRow, Robustness, Served, share
+from models.shift import Shift
 from models.specs import EvaluateSpec, SanitiseSpec
 from worker.reports.evaluate import AttackExample, EvaluateFacts
-from worker.reports.sanitise import FitLosses, GalleryItem, SanitiseFacts
+from worker.reports.sanitise import DetectorFacts, FitLosses, GalleryItem, SanitiseFacts, SuspiciousImage
+from worker.reports.sanitise_panel_words import FILTER_BLIND_TO, FILTER_SEES
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}$x_{'
 VOID_TAGS = {"meta", "img", "br"}
@@ -153,6 +156,23 @@ def evil_sanitise() -> SanitiseFacts:
     )
 
 
+def evil_panel() -> SanitiseFacts:
+    facts = panel_facts(**every_extra())
+    names = [f"{EVIL}{t}" for t in range(4)]
+    told = [dict(trial) | {"params": {EVIL: EVIL}, "state": EVIL} for trial in facts.search or []]
+    return replace(
+        facts,
+        detectors=[
+            replace(detector, name=name, sees=EVIL, blind_to=EVIL)
+            for name, detector in zip(names, facts.detectors, strict=True)
+        ],
+        gallery=[replace(item, suggested_label=EVIL, reasons=(EVIL,)) for item in facts.gallery],
+        shifts={EVIL: facts.shifts["residual_energy"]},
+        suspicious_reference=[SuspiciousImage(EVIL, EVIL, EVIL, 1.0)],
+        search=told,
+    )
+
+
 def evil_evaluate() -> EvaluateFacts:
     facts = evaluate_facts()
     rows = [dict(row) | {"served_reasons": {EVIL: 3}, "attack": EVIL} for row in facts.rows]
@@ -172,3 +192,84 @@ def evil_evaluate() -> EvaluateFacts:
         seconds={EVIL: 2.0},
         notes={EVIL: [EVIL]},
     )
+
+
+def panel_facts(n: int = 4000, m: int = 999, *, classes: int = 6, seed: int = 0, **changes: Any) -> SanitiseFacts:
+    """A job of the filter and three more detectors, over perturbed images, backdoored ones and flipped labels."""
+    rng = np.random.default_rng(seed)
+    names = ("residual_energy", "label_loss", "poison_gain", "duplicates")
+    kind = rng.choice(4, n, p=[0.9, 0.04, 0.04, 0.02])  # clean, perturbed, backdoored, flipped
+    scores, held = _panel_scores(kind, rng), _panel_scores(np.zeros(m, np.int64), rng)
+    own = np.stack([conformal_p_values(scores[:, t], held[:, t]) for t in range(4)], axis=1)
+    own_held = np.stack([conformal_p_values(held[:, t], held[:, t]) for t in range(4)], axis=1)
+    p_values = conformal_p_values(-own.min(axis=1), -own_held.min(axis=1))
+    flagged = p_values <= 0.02
+    spoke = (own <= 0.005) & flagged[:, None]
+    spoke[np.arange(n), own.argmin(axis=1)] |= flagged
+    picture = rng.integers(20, 230, (32, 32, 3), dtype=np.uint8)
+    gallery = [
+        GalleryItem(
+            index=int(i),
+            path=f"stop/{i:05d}.png",
+            label="class 1",
+            original=picture,
+            reconstruction=picture + np.uint8(3),
+            score=float(scores[i, 0]),
+            p_value=float(p_values[i]),
+            suggested_label="class 1" if spoke[i, 0] else "class 4",
+            reasons=tuple(name for name, own in zip(names, spoke[i], strict=True) if own),
+        )
+        for i in np.flatnonzero(flagged)[:16]
+    ]
+    detectors = [
+        DetectorFacts(
+            name=name,
+            scores=scores[:, t],
+            calibration_scores=held[:, t],
+            spoke=spoke[:, t],
+            threshold=threshold_at_fpr(held[:, t], fpr=0.005) if t < 3 else float("inf"),
+            sees=getattr(MODULES.get(name), "SEES", FILTER_SEES),
+            blind_to=getattr(MODULES.get(name), "BLIND_TO", FILTER_BLIND_TO),
+        )
+        for t, name in enumerate(names)
+    ]
+    facts = replace(
+        sanitise_facts(n, m, alpha=0.02, classes=classes, seed=seed),
+        scores=scores[:, 0],
+        calibration_scores=held[:, 0],
+        p_values=p_values,
+        verdicts=np.where(flagged, "quarantine", "keep"),
+        threshold=detectors[0].threshold,
+        gallery=gallery,
+        detectors=detectors,
+        flagged=flagged,
+        calibration_flagged=int(np.count_nonzero(conformal_p_values(-own_held.min(axis=1), -own_held.min(1)) <= 0.02)),
+    )
+    return replace(facts, **changes)
+
+
+def _panel_scores(kind: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """(n, 4), float32: energy, loss of the label, gain (of either sign), and duplicates, which are few."""
+    n = len(kind)
+    energy = rng.lognormal(-2.6, 0.4, n) * np.where(kind == 1, 12, 1)
+    loss = rng.lognormal(-4, 1.5, n) + np.where(kind >= 2, rng.uniform(4, 12, n), 0)
+    gain = rng.normal(0, 0.7, n) + np.where(kind == 2, rng.uniform(3, 9, n), 0)
+    copies = np.where(rng.random(n) < 0.01, rng.random(n), 0)
+    return np.stack([energy, loss, gain, copies], axis=1).astype(np.float32)
+
+
+def every_extra() -> dict[str, Any]:
+    """What only some jobs have to tell: a shift, trials of a search, a suspicious reference."""
+    return {
+        "shifts": {
+            "residual_energy": Shift(True, 0.0002, 0.24, 1.83, "higher", 0.05, 900.0, 3800.0),
+            "label_loss": Shift(False, 0.4, 0.01, 1.01, "higher", 0.0, 900.0, 3800.0),
+        },
+        "rates_are": "estimated",
+        "suspicious_reference": [SuspiciousImage("stop/00017.png", "class 1", "class 3", 9.81)],
+        "search": [
+            {"params": {"width": 24, "fit.lr": 0.004}, "value": 0.231, "seconds": 31.0, "state": "complete"},
+            {"params": {"width": 32, "fit.lr": 0.002}, "value": 0.207, "seconds": 44.0, "state": "complete"},
+            {"params": {"width": 16, "fit.lr": 0.01}, "value": None, "seconds": 9.0, "state": "diverged"},
+        ],
+    }

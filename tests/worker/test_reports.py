@@ -16,8 +16,11 @@ from report_facts import (
     EVIL,
     Page,
     evaluate_facts,
+    every_extra,
     evil_evaluate,
+    evil_panel,
     evil_sanitise,
+    panel_facts,
     sanitise_facts,
     threshold_facts,
 )
@@ -28,19 +31,21 @@ from worker.reports.evaluate import evaluate_report
 from worker.reports.sanitise import FactsError, FitLosses, sanitise_report
 
 OURS = """
-    html head meta title style body a header footer main section h1 h2 h3 p ul li div span b i bdi code pre dl dt dd br
+    html head meta title style body a header footer main section h1 h2 h3 h4 p ul li div span b i bdi code pre dl dt dd br
     figure figcaption img table caption thead tbody tr th td svg g defs path use text tspan image clippath rect circle
 """
-PAGES = ["sanitise", "threshold", "evaluate", "evil sanitise", "evil evaluate"]
+PAGES = ["sanitise", "panel", "threshold", "evaluate", "evil sanitise", "evil panel", "evil evaluate"]
 
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
     return {
         "sanitise": sanitise_report(sanitise_facts()).html,
+        "panel": sanitise_report(panel_facts(**every_extra())).html,
         "threshold": sanitise_report(threshold_facts()).html,
         "evaluate": evaluate_report(evaluate_facts()).html,
         "evil sanitise": sanitise_report(evil_sanitise()).html,
+        "evil panel": sanitise_report(evil_panel()).html,
         "evil evaluate": evaluate_report(evil_evaluate()).html,
     }
 
@@ -54,7 +59,7 @@ def test_no_page_holds_a_tag_or_an_attribute_that_is_not_ours(pages: dict[str, s
     assert "49$x_{" not in page.text
 
 
-@pytest.mark.parametrize("name", ["evil sanitise", "evil evaluate"])
+@pytest.mark.parametrize("name", ["evil sanitise", "evil panel", "evil evaluate"])
 def test_a_hostile_name_is_shown_as_it_is(pages: dict[str, str], name: str) -> None:
     assert Page(pages[name]).text.count(EVIL) >= 8
 
@@ -193,6 +198,27 @@ def test_edges_of_a_job_still_give_a_page(changes: dict[str, Any]) -> None:
 def test_contradicting_facts_are_refused(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(FactsError, match=complaint):
         sanitise_facts(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        every_extra(),
+        {"flagged": np.zeros(4000, bool), "verdicts": ["keep"] * 4000, "gallery": []},
+        {"reference": None, "sifting": {"looked_at": 0, "started_from": 0, "trusted": 0}, "rates_are": "estimated"},
+        {"search": [], "shifts": {}},
+    ],
+)
+def test_edges_of_a_panels_job_still_give_a_page(changes: dict[str, Any]) -> None:
+    report = sanitise_report(panel_facts(**changes))
+    assert not Page(report.html).complaints
+    json.dumps(report.json, allow_nan=False)
+
+
+def test_a_panels_report_stays_light_whatever_the_size_of_the_set() -> None:
+    small, large = (sanitise_report(panel_facts(n, losses={})) for n in (4000, 60_000))
+    assert len(json.dumps(large.json)) < 1.1 * len(json.dumps(small.json)) < 40_000
+    assert len(large.html) < 2_000_000
 
 
 def test_thirty_five_thousand_images_take_less_than_five_seconds() -> None:

@@ -42,7 +42,8 @@ MOST_KEPT_POINTS = 200_000
 
 _WIDTH = 10.0
 _LOSS_COLUMNS = 3
-_DETECTOR_COLUMNS = 3
+_DETECTOR_COLUMNS = {1: 1, 2: 2, 4: 2}  # else 3
+_TICK = 0.03  # of the panel's height: a few images among a million would show as nothing
 _DASHED = (0, (4, 2.5))
 
 
@@ -107,11 +108,12 @@ def _points(axes: Axes, scores: Floats, axis: Axis, marks: Mapping[str, Mask], *
 
 def _legend(found: Findings) -> list[Line2D]:
     own = found.by_filter
+    by_this = "quarantined" if len(found.detectors) == 1 else "flagged by this score"
     entries = [
         (KEEP, "o", "kept", int((~found.flagged).sum())),
         (KNOWN, "D", "flagged by other detectors", int((found.flagged & ~own).sum())),
         (REFORM, "D", "reformed", int((found.reformed & own).sum())),
-        (FLAG, "D", "quarantined", int((found.quarantined & own).sum())),
+        (FLAG, "D", by_this, int((found.quarantined & own).sum())),
     ]
     marks = [
         Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=6, label=f"{text.count(n)} {word}")
@@ -153,7 +155,7 @@ def score_histograms(rows: Sequence[DetectorRow], alt: str) -> Markup:
     """A panel for each detector: shares of the candidates in each bin, those it spoke against on top of the others,
     against the outline of the calibration images."""
     name = "scores"
-    columns = min(len(rows), _DETECTOR_COLUMNS)
+    columns = _DETECTOR_COLUMNS.get(len(rows), 3)
     lines = -(-len(rows) // columns)
     with styled(name):
         drawing = new_figure(_WIDTH if columns > 1 else _WIDTH / 2, 3.5 if columns == 1 else 2.7 * lines + 0.4)
@@ -180,6 +182,8 @@ def _detector_panel(axes: Axes, row: DetectorRow, *, titled: bool) -> None:
     kept, both = bins.kept / total, (bins.kept + bins.flagged) / total
     axes.stairs(kept, bins.edges, fill=True, color=KEEP, alpha=0.6)
     axes.stairs(both, bins.edges, baseline=kept, fill=True, color=FLAG, alpha=0.8)
+    middles = (bins.edges[:-1] + bins.edges[1:])[bins.flagged > 0] / 2
+    axes.vlines(middles, -_TICK, 0, color=FLAG, linewidth=1.6, transform=axes.get_xaxis_transform(), clip_on=False)
     if len(facts.calibration_scores):
         axes.stairs(bins.calibration / len(facts.calibration_scores), bins.edges, color=CLEAN, linewidth=1.6)
     if row.limited:

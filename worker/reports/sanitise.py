@@ -21,8 +21,7 @@ from worker.reports.sanitise_facts import (
 )
 from worker.reports.sanitise_findings import Findings, find
 from worker.reports.sanitise_json import numbers, request
-from worker.reports.sanitise_panel import SUSPICIONS
-from worker.reports.sanitise_panel_words import alarm, detector_name, sifted, suspects
+from worker.reports.sanitise_panel_words import SHORT, alarm, detector_name, sifted, suspects
 from worker.reports.sanitise_words import grounds, headline, limits, score_words
 from worker.reports.text import count, figure, percent
 
@@ -72,7 +71,7 @@ def sanitise_report(facts: SanitiseFacts) -> Report:
         tiles=_tiles(found),
         promise=_promise(facts),
         together=found.together[:TOGETHER_SHOWN],
-        suspicions=SUSPICIONS,
+        short=SHORT,
         suspects=suspects,
         detector_name=detector_name,
         pictures=_pictures(facts, found),
@@ -109,7 +108,8 @@ def _tiles(found: Findings) -> list[dict[str, Any]]:
 
 def _promise(facts: SanitiseFacts) -> dict[str, str]:
     if facts.alpha is not None:
-        return {"big": percent(facts.alpha), "what": "false-quarantine rate promised", "standing": facts.rates_are}
+        what = "false-quarantine rate " + ("promised" if facts.rates_are == "held" else "asked for")
+        return {"big": percent(facts.alpha), "what": what, "standing": facts.rates_are}
     if facts.discovery is not None:
         rate = percent(facts.discovery.rate)
         return {"big": rate, "what": "of the quarantined may be clean", "standing": facts.rates_are}

@@ -86,15 +86,15 @@ def _meaning(facts: SanitiseFacts, found: Mapping[str, Shift]) -> list[str]:
     if facts.calibrated_on_candidates:
         return [
             cause,
-            "This job calibrated on the bulk of the candidates themselves (calibrate_on = “candidates”), which takes "
+            'This job calibrated on the bulk of the candidates themselves (calibrate_on = "candidates"), which takes '
             "such a shift out. That rests on most candidates being clean, so every rate on this page is an estimate.",
         ]
     return [
         cause,
         f"{_effect(facts, found)} Every rate on this page is therefore an estimate.",
         "What to do: give a reference that was made the way the candidates were, or send the job again with "
-        "params.calibration.calibrate_on = “candidates”, which calibrates on the candidates' own bulk and so takes the "
-        "shift out.",
+        'params.calibration.calibrate_on = "candidates", which calibrates on the bulk of the candidates themselves and '
+        "so takes the shift out.",
     ]
 
 
