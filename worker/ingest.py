@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from models.specs import IngestSpec
 from service.datasets import repository as datasets
-from service.datasets.decode import ImageRejected, read_header
 from service.datasets.decoding import Target, decoded
 from service.datasets.readers import Upload, open_upload
 from service.datasets.sample import Layout, Limits
@@ -22,7 +20,7 @@ from worker.context import Context, Outcome
 
 DEFAULT_SIZE = 64
 REPORTED_REJECTIONS = 1000
-FIRST_LOOK = 64  # images whose headers suggest the working resolution
+FIRST_LOOK = 64  # images that suggest the working resolution
 
 
 @dataclass
@@ -91,7 +89,8 @@ def _decode(
 
     It says so at most twice: sizes that differ never agree again, and a set with one colour image is not grey.
     """
-    layout = upload.layout() or _first_look(context, upload)
+    known = Layout(None, grey=False) if spec.size and spec.channels else upload.layout()
+    layout = known or _first_look(context, upload)
     while True:
         shape = working_shape(spec, layout)
         try:
@@ -109,11 +108,10 @@ class _OtherLayout(Exception):
 
 def _first_look(context: Context, upload: Upload) -> Layout:
     layout = None
-    for sample in islice(upload.samples(), FIRST_LOOK):
-        if sample.problem is None and isinstance(sample.data, bytes):
-            with suppress(ImageRejected):
-                header = read_header(sample.data, max_pixels=context.settings.max_image_pixels)
-                layout = _widened(layout, (header.width, header.height), header.grey)
+    target = Target(8, 3, context.settings.max_image_pixels)
+    for ready in decoded(upload, target, processes=context.settings.decoding_processes, most=FIRST_LOOK):
+        if ready.pixels is not None:
+            layout = _widened(layout, (ready.width, ready.height), ready.grey)
     return layout or Layout(None, False)
 
 

@@ -8,14 +8,15 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.datasets.decode import ImageRejected
-from service.datasets.decoding_process import Answer, Crashed, DecodingProcess, Task, decode_all
+from service.datasets.decoding_process import Answer, DecodingProcess, Task, decode_all
+from service.datasets.pipes import Crashed
 from service.datasets.readers import Upload
 from service.datasets.sample import Sample
 
@@ -51,9 +52,14 @@ class Ready(NamedTuple):
     grey: bool
 
 
-def decoded(upload: Upload, target: Target, *, processes: int | None = None) -> Generator[Ready]:
-    """Every sample in the order of the upload. `processes`: None for one a core, 0 for this one alone."""
-    samples = upload.samples()
+def decoded(
+    upload: Upload, target: Target, *, processes: int | None = None, most: int | None = None
+) -> Generator[Ready]:
+    """Every sample in the order of the upload, or only the first so many.
+
+    processes: None for one a core, 0 for this one alone.
+    """
+    samples: Iterator[Sample] = islice(upload.samples(), most)
     first = next(samples, None)
     if first is None:
         return
@@ -62,7 +68,11 @@ def decoded(upload: Upload, target: Target, *, processes: int | None = None) -> 
         yield from (_fitted(upload, sample, target) for sample in samples)
         return
     if processes is None:
-        processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0))) if upload.num_samples >= POOL_FROM else 1
+        processes = (
+            min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+            if min(upload.num_samples, most or upload.num_samples) >= POOL_FROM
+            else 1
+        )
     if processes == 0:
         for batch in _batches(samples, target):
             yield from _joined(batch, decode_all(_task(batch, target)), target)

@@ -1,4 +1,7 @@
-"""Reads Parquet with encoded images, as Hugging Face writes it. Rows are read in order, a few at a time."""
+"""Reads Parquet with encoded images, as Hugging Face writes it. Rows are read in order, a few at a time.
+
+`parquet_process` runs this apart from everything else.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from service.datasets.decode import decode_image
 from service.datasets.layouts import no_such_split
 from service.datasets.metadata import class_value
 from service.datasets.parquet_pages import check_pages
 from service.datasets.pixels import MAX_CLASSES
-from service.datasets.sample import MAX_NAME_BYTES, Layout, Limits, Sample
+from service.datasets.sample import MAX_NAME_BYTES, Limits, Sample
 from service.errors import InvalidUpload, TooLarge
 
-MAGIC = b"PAR1"
+MAGIC = b"PAR1"  # at both ends
 IMAGE_COLUMNS, LABEL_COLUMNS, GROUP_COLUMNS = ("image", "img"), ("label", "labels", "class", "cls"), ("group", "groups")
 BATCH_ROWS = 64
 LABEL_BATCH_ROWS = 16_384
@@ -30,7 +32,7 @@ MAX_FOOTER_BYTES = 64 * 1024 * 1024
 MAX_COLUMNS = 1000
 NO_LABEL = -1
 # What pyarrow raises on a damaged or hostile file.
-BROKEN = (pa.ArrowException, OSError, ValueError, OverflowError, IndexError, TypeError)
+BROKEN = (pa.ArrowException, OSError, ValueError, OverflowError, IndexError, TypeError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,8 @@ class Columns:
     class_names: list[str] | None  # of ClassLabel: label i is called so
 
 
-class ParquetUpload:
+class ParquetFile:
     """A column of encoded images (a struct {bytes, path}, or bare bytes) and a column of labels."""
-
-    source_format = "parquet"
 
     def __init__(self, file: BinaryIO, limits: Limits, split: str | None = None) -> None:
         if split is not None and split != "all":
@@ -60,12 +60,11 @@ class ParquetUpload:
             raise InvalidUpload("The Parquet file holds no rows.", code="no_images")
         self._columns = _columns(self._file.schema_arrow)
         names = {self._columns.image, self._columns.label, *filter(None, [self._columns.group])}
-        check_pages(file, self._file.metadata, names, limits.max_unpacked_bytes)
+        try:
+            check_pages(file, self._file.metadata, names, limits.max_unpacked_bytes)
+        except BROKEN as error:
+            raise _broken(error) from error
         self._labels, self.classes = self._read_labels()
-
-    def layout(self) -> Layout | None:
-        """Only decoding tells."""
-        return None
 
     def samples(self) -> Iterator[Sample]:
         names = [self._columns.image, *filter(None, [self._columns.group])]
@@ -81,11 +80,6 @@ class ParquetUpload:
             for image, path, group in zip(images, paths, groups, strict=True):
                 yield self._sample(row, image, path, None if group is None else str(group))
                 row += 1
-
-    def pixels(self, sample: Sample, *, size: int, channels: int) -> NDArray[np.uint8]:
-        if not isinstance(sample.data, bytes):
-            raise TypeError("a Parquet file of images gives encoded files")
-        return decode_image(sample.data, size=size, channels=channels, max_pixels=self._limits.max_image_pixels)
 
     def _sample(self, row: int, image: Any, path: object, group: str | None) -> Sample:
         label = int(self._labels[row])

@@ -10,10 +10,11 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.datasets import idx, parquet, zips
+from service.datasets import idx, zips
 from service.datasets.encoded import EncodedUpload
 from service.datasets.members import is_image
 from service.datasets.npz import BROKEN, NpzUpload, looks_like_npz
+from service.datasets.parquet_process import ParquetUpload
 from service.datasets.sample import Layout, Limits, Sample
 from service.datasets.tars import TarArchive, looks_like_tar
 from service.datasets.unpack import Unpacked, compression_of
@@ -21,6 +22,7 @@ from service.datasets.zips import ZipArchive
 from service.errors import InvalidUpload, UnsupportedMedia
 
 SNIFF_BYTES = 512  # what it takes to tell: the first block of a tar
+PARQUET_MAGIC = b"PAR1"
 FEW_MEMBERS = 64  # arrays are few; an archive of more holds images
 
 
@@ -43,7 +45,7 @@ def format_of(head: bytes) -> str | None:
     """zip, parquet, tar, or a compression (gz, bz2, xz) that may hold a tar; None for what is not read."""
     if head.startswith(zips.MAGICS):
         return "zip"
-    if head.startswith(parquet.MAGIC):
+    if head.startswith(PARQUET_MAGIC):
         return "parquet"
     return compression_of(head) or ("tar" if looks_like_tar(head) else None)
 
@@ -72,7 +74,7 @@ def open_upload(file: BinaryIO, limits: Limits, *, split: str | None = None) -> 
     if kind == "zip":
         return _open_zip(file, limits, split)
     if kind == "parquet":
-        return parquet.ParquetUpload(file, limits, split)
+        return ParquetUpload(file, limits, split)
     if kind != "tar":
         inner = io.BufferedReader(Unpacked(file, kind, limits.max_unpacked_bytes)).read(SNIFF_BYTES)
         if not looks_like_tar(inner):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.settings import Settings
+if TYPE_CHECKING:  # the processes that read and decode are to start fast
+    from service.settings import Settings
 
 MAX_RATIO = 1100  # uncompressed to compressed bytes of one member: deflate itself ends at 1032, other methods do not
 MAX_NAME_BYTES = 1024

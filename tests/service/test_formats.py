@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.datasets import parquet_process
 from service.datasets.readers import open_upload
 from service.datasets.sample import Limits, Sample
 from service.errors import WinnowError
@@ -365,7 +366,7 @@ def test_class_names_of_an_npz_must_name_every_label(classes: np.ndarray) -> Non
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(["zip", "tar", "tar.gz", "webdataset", "npz", "parquet"]),
+    st.sampled_from(["zip", "tar", "tar.gz", "webdataset", "npz"]),
     st.integers(0, 1 << 30),
     st.binary(min_size=1, max_size=6),
     st.booleans(),
@@ -373,6 +374,20 @@ def test_class_names_of_an_npz_must_name_every_label(classes: np.ndarray) -> Non
 def test_damage_anywhere_is_an_error_of_ours_or_a_rejected_image(
     form: str, place: int, noise: bytes, cut: bool
 ) -> None:
+    damaged(form, place, noise, cut)
+
+
+@pytest.mark.parametrize("place", [0, 40, 900, -60, -300, -700, -1000])
+def test_a_damaged_parquet_file_ends_no_process_of_ours(place: int) -> None:
+    damaged("parquet", place, b"\xff\x03\xa5", cut=False)
+
+
+def test_a_parquet_file_that_kills_its_reader_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_process, "START", "import os; os.abort()")
+    assert code_of(UPLOADS["parquet"]) == "broken_parquet"
+
+
+def damaged(form: str, place: int, noise: bytes, cut: bool) -> None:
     data = bytearray(UPLOADS[form])
     place %= len(data)
     if cut:
