@@ -31,7 +31,8 @@ from worker.reports.evaluate import evaluate_report
 from worker.reports.sanitise import FactsError, FitLosses, sanitise_report
 
 OURS = """
-    html head meta title style body a header footer main section h1 h2 h3 h4 p ul li div span b i bdi code pre dl dt dd br
+    html head meta title style body a header footer main section h1 h2 h3 h4 p ul li div span b i bdi code pre dl dt dd
+    br
     figure figcaption img table caption thead tbody tr th td svg g defs path use text tspan image clippath rect circle
 """
 PAGES = ["sanitise", "panel", "threshold", "evaluate", "evil sanitise", "evil panel", "evil evaluate"]
