@@ -16,7 +16,10 @@ ALPHAS = (0.01, 0.05)  # shares of clean images that may be refused, asked for i
 KINDS = ("clean", "attacked", "foreign")
 # The defaults are made for larger and harder sets; on digits half of the work shows the same.
 HARDEN_PARAMS: dict[str, Any] = {
-    "sanitise": {"filter": {"fit": {"epochs": 4}}},
+    "sanitise": {
+        "filter": {"fit": {"epochs": 6}},
+        "panel": {"rounds": 2, "steps": 100, "final_steps": 300},
+    },
     "evaluate": {"pgd_restarts": 1},
 }
 
