@@ -151,7 +151,7 @@ def _room_for(axes: Axes, axis: Axis, values: Sequence[Floats | float]) -> None:
         axes.set_ylim(low - margin, high + margin)
 
 
-def score_histograms(rows: Sequence[DetectorRow], alt: str) -> Markup:
+def score_histograms(rows: Sequence[DetectorRow], alt: str, *, trusted: bool) -> Markup:
     """A panel for each detector: shares of the candidates in each bin, those it spoke against on top of the others,
     against the outline of the calibration images."""
     name = "scores"
@@ -169,7 +169,7 @@ def score_histograms(rows: Sequence[DetectorRow], alt: str) -> Markup:
         handles: list[Artist] = [
             Patch(color=KEEP, alpha=0.6, label="kept" if columns == 1 else "not against"),
             Patch(color=FLAG, alpha=0.8, label="flagged" if columns == 1 else "spoke against"),
-            Line2D([], [], color=CLEAN, label="held-out clean"),
+            Line2D([], [], color=CLEAN, label="held-out clean" if trusted else "calibration"),
             Line2D([], [], color=INK, linestyle=_DASHED, label="limit"),
         ]
         drawing.legend(handles=handles, loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1.8)

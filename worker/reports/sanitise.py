@@ -147,6 +147,7 @@ def _pictures(facts: SanitiseFacts, found: Findings) -> dict[str, Markup | None]
             "Histograms of the candidates' scores against the held-out images' scores, with the limit: "
             + ", ".join(detector_name(row.facts.name) for row in found.detectors)
             + ".",
+            trusted=facts.reference is not None,
         ),
         "p_values": None,
         "losses": None,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from models.shift import Shift
 from worker.reports.sanitise_facts import Discovery, SanitiseFacts
 from worker.reports.sanitise_panel import SUSPICIONS, Kind, Together
@@ -91,7 +93,9 @@ def _meaning(facts: SanitiseFacts, found: Mapping[str, Shift]) -> list[str]:
         ]
     return [
         cause,
-        f"{_effect(facts, found)} Every rate on this page is therefore an estimate.",
+        " ".join(
+            [_effect(facts, found), *_at_worst(facts, found), "Every rate on this page is therefore an estimate."]
+        ),
         "What to do: give a reference that was made the way the candidates were, or send the job again with "
         'params.calibration.calibrate_on = "candidates", which calibrates on the bulk of the candidates themselves and '
         "so takes the shift out.",
@@ -115,6 +119,24 @@ def _effect(facts: SanitiseFacts, found: Mapping[str, Shift]) -> str:
             "that would have stood out passes."
         )
     return f"Clean candidates score otherwise than the reference, so {rate} may be missed in either direction."
+
+
+def _at_worst(facts: SanitiseFacts, found: Mapping[str, Shift]) -> list[str]:
+    """What a detector would flag of clean candidates if all their scores had moved as the bulk did; the plainest."""
+    told = []
+    for detector in facts.panel:
+        shift = found.get(detector.name)
+        held = np.asarray(detector.calibration_scores, np.float64)
+        if shift is None or shift.ratio is None or shift.direction == "mixed" or len(held) == 0:
+            continue
+        before, after = (float((held * times > detector.threshold).mean()) for times in (1.0, shift.ratio))
+        if before != after:
+            words = (
+                f"If all their scores moved as the bulk did, {detector_name(detector.name)} alone flags about "
+                f"{percent(after)} of clean candidates, where it flags {percent(before)} of the reference."
+            )
+            told.append((abs(after - before), words))
+    return [max(told)[1]] if told else []
 
 
 def sifted(sifting: Mapping[str, Any]) -> list[str]:
