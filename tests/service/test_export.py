@@ -8,6 +8,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -15,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from httpx import Client
 from PIL import Image
+from typer.testing import CliRunner
 
 from service.app import create_app
 from service.auth import ensure_admin_key
+from service.cli.commands import app
 from service.datasets import decoding_process
 from service.datasets import repository as datasets
 from service.datasets.decoding import Target, decoded
@@ -273,6 +276,20 @@ def test_export_over_http(client: Client, settings: Settings, database: Database
     assert answer.status_code == 200
     assert 'filename="first-1.' in answer.headers["content-disposition"]
     assert answer.content == taken(settings, database, first, out)
+
+
+def test_export_from_the_command_line(client: Client, settings: Settings, database: Database, tmp_path: Path) -> None:
+    first, _ = ingested(settings, database, "first", UPLOADS["zip"])
+    target = tmp_path / "signs.npz"
+    key = client.headers["authorization"].removeprefix("Bearer ")
+    where = ["--to", str(target), "--url", str(client.base_url), "--key", key]
+    done = CliRunner().invoke(app, ["export", first, "--format", "npz", *where])
+    assert done.exit_code == 0, done.output
+    assert target.read_bytes() == taken(settings, database, first, "npz")
+    failed = CliRunner().invoke(app, ["export", "none@1", *where])
+    assert failed.exit_code != 0
+    assert target.read_bytes() == taken(settings, database, first, "npz")
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_what_cannot_be_exported_is_said(client: Client, settings: Settings, database: Database) -> None:
