@@ -182,7 +182,8 @@ def _detector_panel(axes: Axes, row: DetectorRow, *, titled: bool) -> None:
     kept, both = bins.kept / total, (bins.kept + bins.flagged) / total
     axes.stairs(kept, bins.edges, fill=True, color=KEEP, alpha=0.6)
     axes.stairs(both, bins.edges, baseline=kept, fill=True, color=FLAG, alpha=0.8)
-    middles = (bins.edges[:-1] + bins.edges[1:])[bins.flagged > 0] / 2
+    low = (bins.flagged > 0) & (bins.flagged / total < _TICK * both.max())
+    middles = (bins.edges[:-1] + bins.edges[1:])[low] / 2
     axes.vlines(middles, -_TICK, 0, color=FLAG, linewidth=1.6, transform=axes.get_xaxis_transform(), clip_on=False)
     if len(facts.calibration_scores):
         axes.stairs(bins.calibration / len(facts.calibration_scores), bins.edges, color=CLEAN, linewidth=1.6)
@@ -190,6 +191,9 @@ def _detector_panel(axes: Axes, row: DetectorRow, *, titled: bool) -> None:
         axes.axvline(_placed(row.axis, facts.threshold), color=INK, linestyle=_DASHED, linewidth=1.3)
     if row.axis.log:
         log_scale(axes, "x", bins.edges[0], bins.edges[-1])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
     if titled:
         axes.set_title(text.visible(detector_name(facts.name), 30), parse_math=False)
     axes.set_xlabel(_score_label(row.axis))
@@ -231,7 +235,7 @@ def loss_curves(losses: Mapping[str, FitLosses], alt: str) -> Markup:
     rows = -(-len(losses) // _LOSS_COLUMNS)
     columns = min(len(losses), _LOSS_COLUMNS)
     with styled(name):
-        drawing = new_figure(_WIDTH if columns > 1 else _WIDTH / 2, 3.0 * rows + 0.3)
+        drawing = new_figure(_WIDTH, 3.0 * rows + 0.3)
         panels = drawing.subplots(rows, columns, squeeze=False).ravel()
         for axes, (title, fit) in zip(panels, losses.items(), strict=False):
             _loss_panel(axes, title, fit)
