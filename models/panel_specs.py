@@ -26,7 +26,7 @@ class PanelSpec(Spec):
     """
 
     detectors: tuple[DetectorName, ...] = Field(
-        ("label_loss", "poison_gain"), description="each more costs the others a part of the error rate they share"
+        ("label_loss", "label_agreement"), description="each more costs the others a part of the error rate they share"
     )
     max_images: Annotated[int, Field(ge=500)] = Field(
         20_000, description="candidates and held-out images drawn to fit the panel on, at most"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from models.panel.purification import denied
 from worker.fitting import Fitted
 from worker.pooling import bounded
 from worker.reports.sanitise_facts import SuspiciousImage
 
 LOOKED_AT = 8000
 MOST = 50
-SURE, DISBELIEVED = 0.9, 0.02
-"""Another label is this probable, and the given one at most that."""
 
 
 def suspicious_reference(fitted: Fitted, *, seed: int) -> list[SuspiciousImage]:
@@ -24,10 +23,10 @@ def suspicious_reference(fitted: Fitted, *, seed: int) -> list[SuspiciousImage]:
     reader, listing = fitted.sets.reference_reader, fitted.listings.reference
     rows = bounded(np.arange(len(listing.labels)), LOOKED_AT, seed=seed)
     asked = listing.at(rows)
-    p = np.exp(fitted.panel.answers(reader.images(rows), asked.folds))
-    given, best = p[np.arange(len(rows)), asked.labels], p.argmax(axis=1)
-    denied = np.flatnonzero((given <= DISBELIEVED) & (p.max(axis=1) >= SURE))
-    worst = denied[np.argsort(given[denied], kind="stable")][:MOST]
+    log_p, _ = fitted.panel.purified.believing.see(reader.images(rows), asked.folds)
+    given, best = np.exp(log_p[np.arange(len(rows)), asked.labels]), log_p.argmax(axis=1)
+    wrong = np.flatnonzero(denied(log_p, asked.labels))
+    worst = wrong[np.argsort(given[wrong], kind="stable")][:MOST]
     classes = fitted.sets.candidate.classes
     return [
         SuspiciousImage(

@@ -1,8 +1,9 @@
 """Two kinds of classifier of the same pool: one that believes every label, and one that believes what it can check.
 
-The second starts from the trusted images alone. Round by round it takes in the images whose label the classifiers of
-the round before, which had not seen them, confirm: it ends nearly as accurate as if all labels had been right, and
-without having met the poison. What the first learnt and the second did not is what the poison teaches.
+The second starts from the trusted images alone, less those whose label the first denies unseen. Round by round it takes
+in the images whose label the classifiers of the round before, which had not seen them, confirm: it ends nearly as
+accurate as if all labels had been right, and without having met the poison. What the first learnt and the second did
+not is what the poison teaches.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from models.training import Augment, Batch, Checkpoints, ImageBatches, Watch, fi
 BATCH = 128
 SAMPLES_AN_EPOCH = 1000
 MOST_PASSES = 40
+SURE, DISBELIEVED = 0.9, 0.02
+"""An image's label is denied where another is this probable, and it itself at most that."""
 SCORED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
 class CrossFitted:
-    """One classifier for each fold, fitted without the images of that fold."""
+    """One classifier for each fold, fitted without the images of that fold; trusted ones all may have seen."""
 
     networks: tuple[PanelClassifier, ...]
 
@@ -91,11 +94,14 @@ def purify(
     believing = trainer.cross_fit("believing", everything, _Stretch(watch_for("believing"), 0, steps, FOLDS * steps))
     plan = [spec.steps] * (spec.rounds - 1) + [spec.final_steps]
     total, watch = spec.steps + FOLDS * sum(plan), watch_for("checking")
+    believed = pool.trusted & ~denied(*believing.see(pool.images, pool.folds)[:1], pool.labels)
+    start = (start & believed) if (start & believed).any() else start
     first = trainer.fit_one("checking-start", start, _Stretch(watch, 0, spec.steps, total))
     checked, done, shares = CrossFitted((first,) * FOLDS), spec.steps, []
     confirmed = _confirmed(checked, pool) | start
     for number, steps in enumerate(plan):
-        checked = trainer.cross_fit(f"checking-{number}", confirmed, _Stretch(watch, done, steps, total))
+        stretch = _Stretch(watch, done, steps, total)
+        checked = trainer.cross_fit(f"checking-{number}", confirmed, stretch, always=believed)
         done += FOLDS * steps
         found = _confirmed(checked, pool)
         shares.append(float(found.mean()))
@@ -117,6 +123,12 @@ def cross_fit(
     """A classifier for each fold that believes every label, trained under `augment`. Raises Diverged, Stopped."""
     trainer = _Trainer(pool, seed, width, checkpoints, augment)
     return trainer.cross_fit(name, np.ones(len(pool), np.bool_), _Stretch(watch, 0, steps, FOLDS * steps))
+
+
+def denied(log_p: np.ndarray[Any, Any], labels: Labels) -> Bools:
+    """(n,): where another label is all but sure. log_p: (n, classes), of classifiers that have not seen the images."""
+    p = np.exp(log_p)
+    return np.asarray((p[np.arange(len(labels)), labels] <= DISBELIEVED) & (p.max(axis=1) >= SURE))
 
 
 def _confirmed(fitted: CrossFitted, pool: Pool) -> Bools:
@@ -148,11 +160,14 @@ class _Trainer:
     checkpoints: Checkpoints
     augment: Augment = augment
 
-    def cross_fit(self, name: str, rows: Bools, stretch: _Stretch) -> CrossFitted:
-        """A classifier for each fold, of those `rows` that lie in the others; of all where none does."""
+    def cross_fit(self, name: str, rows: Bools, stretch: _Stretch, *, always: Bools | bool = False) -> CrossFitted:
+        """A classifier for each fold, of those `rows` that lie in the others, or of all where none does.
+
+        always: what every one of them learns from, in its fold or not.
+        """
         fitted = []
         for fold in range(FOLDS):
-            others = rows & (self.pool.folds != fold)
+            others = (rows & (self.pool.folds != fold)) | always
             fitted.append(self.fit_one(f"{name}-{fold}", others if others.any() else rows, stretch))
             stretch = stretch.next()
         return CrossFitted(tuple(fitted))
