@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+import models
 from benchmarks.datasets import ImageSet
 from models.filtering import FilterFit, fit_filter
 from models.panel.panel import PanelFit, fit_panel
@@ -23,6 +24,9 @@ from worker.examiner import Examiner
 from worker.judging import Judgement, judge
 
 ALL_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
+
+FITTED_BY = ("panel", "detectors", "filtering", "autoencoders")
+"""The packages that scores come from."""
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -167,10 +171,12 @@ def look(
 
 
 def kept(setting: Setting, name: str, make: Callable[[], Looked], *, refit: bool = False) -> Looked:
-    """What `make` makes, or what it made the last time under the same name and settings."""
-    what = repr((setting.data.name, setting.seed, setting.quick, setting.panel.model_dump_json(exclude={"detectors"})))
-    digest = hashlib.sha256(what.encode()).hexdigest()[:12]
-    path = setting.scratch / f"{setting.data.name}-{setting.seed}-{name}-{digest}.npz"
+    """What `make` makes, or what it made the last time under the same name and settings, by the same code."""
+    digest = hashlib.sha256(f"{setting.quick} {setting.panel.model_dump_json(exclude={'detectors'})}".encode())
+    for package in FITTED_BY:
+        for source in sorted((Path(models.__file__).parent / package).glob("*.py")):
+            digest.update(source.read_bytes())
+    path = setting.scratch / f"{setting.data.name}-{setting.seed}-{name}-{digest.hexdigest()[:12]}.npz"
     if path.exists() and not refit:
         with np.load(path) as data:
             found = {key: data[key] if data[key].ndim else data[key].item() for key in data}
