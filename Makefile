@@ -7,7 +7,7 @@ PORT ?= 8080
 HOME_DIR ?= $(HOME)/.winnow
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format test-slow bench-main clean
+.PHONY: help setup demo up test lint format test-slow bench-main bench-detection bench-badjie bench-hlihor clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,6 +50,15 @@ format: $(VENV)/.ready-dev ## put the code into shape
 
 bench-main: $(VENV)/.ready-dev ## the main job on the whole of GTSRB (DATA=FOLDER with gtsrb.npz)
 	$(BIN)/python -m benchmarks.main --data $(DATA)
+
+bench-detection: $(VENV)/.ready-dev ## what is detected, at which rates (DATA=FOLDER, ARGS="--only labels --seeds 0")
+	$(BIN)/python -m benchmarks.detection --data $(DATA) $(ARGS)
+
+bench-badjie: $(VENV)/.ready-dev ## Badjie's filter at its thresholds, and its figures (DATA=FOLDER)
+	$(BIN)/python -m benchmarks.badjie --data $(DATA) $(ARGS)
+
+bench-hlihor: $(VENV)/.ready-dev ## Hlihor's autoencoders against Carlini-Wagner, and its figures (DATA=FOLDER)
+	$(BIN)/python -m benchmarks.hlihor --data $(DATA) $(ARGS)
 
 clean: ## remove what the other commands made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
