@@ -10,7 +10,7 @@ HOME_DIR ?= $(HOME)/.winnow
 .PHONY: help setup demo up test lint format test-slow bench-main bench-detection bench-badjie bench-hlihor clean
 
 help: ## list these commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 setup: $(VENV)/.ready-embedded ## install what running Winnow needs, into .venv
 
