@@ -90,6 +90,24 @@ class DatasetVersion(Table):
     created_at: Mapped[datetime]
 
 
+class Override(Table):
+    """One decision of a person about some of a sanitise job's images. Rows are only ever added: the latest that holds
+    an image stands, and one without a verdict takes the earlier ones back. `seq` counts within the job, gapless."""
+
+    __tablename__ = "overrides"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    verdict: Mapped[str | None] = mapped_column(String(16))
+    note: Mapped[str | None] = mapped_column(String(1000))
+    by: Mapped[str] = mapped_column(String(64))  # the key's name
+    at: Mapped[datetime]
+    count: Mapped[int]
+    first: Mapped[int]  # least and greatest index that it is about
+    last: Mapped[int]
+    indices: Mapped[bytes]  # packed by service.jobs.overrides
+
+
 class ModelVersion(Table):
     """An immutable bundle. `files` holds the sha256 of each of its files."""
 
