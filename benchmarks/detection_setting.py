@@ -17,7 +17,7 @@ from benchmarks.datasets import ImageSet
 from models.filtering import FilterFit, fit_filter
 from models.panel.panel import PanelFit, fit_panel
 from models.panel.pool import Pool, folds_of
-from models.specs import CalibrationSpec, DetectorName, PanelSpec, SanitiseSpec
+from models.specs import CalibrationSpec, DetectorName, FitSpec, PanelSpec, ResidualSpec, SanitiseSpec
 from models.training import Forgetful, Silent
 from worker.calibrating import Detectors, Scored
 from worker.examiner import Examiner
@@ -25,6 +25,7 @@ from worker.judging import Judgement, judge
 
 ALL_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
 
+QUICK_FILTER = ResidualSpec(fit=FitSpec(epochs=4, batch_size=64, optimizer="adam", peak_lr=4e-3))
 FITTED_BY = ("panel", "detectors", "filtering", "autoencoders")
 """The packages that scores come from."""
 
@@ -46,7 +47,7 @@ class Setting:
 
     @property
     def spec(self) -> SanitiseSpec:
-        return SanitiseSpec(seed=self.seed, panel=self.panel)
+        return SanitiseSpec(seed=self.seed, panel=self.panel, filter=QUICK_FILTER if self.quick else ResidualSpec())
 
     def claim(self, *parts: str) -> str:
         return "/".join((parts[0], self.data.name, *parts[1:]))
