@@ -128,10 +128,14 @@ def fit_detector(name: DetectorName, means: Means) -> Fitted:
 
 
 def _agreement(means: Means) -> Fitted:
+    """Neighbours among the confirmed images; among all of a fold where too few are confirmed to have any."""
     parts = []
     for fold in range(FOLDS):
-        own = means.view.at((means.view.folds == fold) & means.confirmed)
-        index = label_agreement.LabelAgreement.fit(own.checked_features, own.labels, NEIGHBOURS, rows=own.rows)
+        of_fold = means.view.folds == fold
+        chosen = of_fold & means.confirmed
+        own = means.view.at(chosen if np.count_nonzero(chosen) > NEIGHBOURS else of_fold)
+        neighbours = min(NEIGHBOURS, len(own) - 1)
+        index = label_agreement.LabelAgreement.fit(own.checked_features, own.labels, neighbours, rows=own.rows)
         parts.append(Agreement(index))
     return PerFold(tuple(parts))
 
