@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks import (
@@ -38,9 +39,9 @@ class Part:
 
 PARTS: dict[str, Part] = {
     "perturbed": Part(detection_perturbed.measure),
-    "labels": Part(detection_labels.measure),
-    "panels": Part(detection_labels.compare),
-    "sifted": Part(detection_sifted.measure),
+    **{f"labels-{kind}": Part(partial(detection_labels.measure, kind=kind)) for kind in detection_labels.KINDS},
+    **{f"panels-{kind}": Part(partial(detection_labels.compare, kind=kind)) for kind in detection_labels.KINDS},
+    **{f"sifted-{kind}": Part(partial(detection_sifted.measure, kind=kind)) for kind in detection_sifted.KINDS},
     "rates": Part(detection_rates.measure),
     "clean": Part(detection_clean.clean),
     "shift": Part(detection_clean.shift),
@@ -67,8 +68,8 @@ def main() -> int:
 def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with gtsrb.npz, cifar10.npz, …")
-    parser.add_argument("--only", type=_names(PARTS), default=list(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--data-sets", type=_names(datasets.NAMES), default=list(datasets.NAMES))
+    parser.add_argument("--only", type=_parts, default=list(PARTS), help=f"of {', '.join(PARTS)}, or how they begin")
+    parser.add_argument("--data-sets", type=_data_sets, default=list(datasets.NAMES))
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="a smaller run for a first look; writes no file")
     parser.add_argument("--panel", type=_panel, default={}, help="steps=…,final_steps=…,width=…,rounds=…")
@@ -76,16 +77,19 @@ def _asked() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _names(known: object) -> Callable[[str], list[str]]:
-    allowed = list(known)  # type: ignore[call-overload]
+def _parts(text: str) -> list[str]:
+    """`labels` stands for all parts whose names begin with it."""
+    found = [name for asked in text.split(",") for name in PARTS if name == asked or name.startswith(f"{asked}-")]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text}: none of {', '.join(PARTS)}")
+    return found
 
-    def names(text: str) -> list[str]:
-        unknown = set(text.split(",")) - set(allowed)
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not one of {', '.join(allowed)}")
-        return text.split(",")
 
-    return names
+def _data_sets(text: str) -> list[str]:
+    unknown = set(text.split(",")) - set(datasets.NAMES)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not one of {', '.join(datasets.NAMES)}")
+    return text.split(",")
 
 
 def _numbers(text: str) -> list[int]:

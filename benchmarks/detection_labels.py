@@ -60,33 +60,31 @@ PANELS: dict[str, tuple[str, ...]] = {
 """Each beside the filter's own score, which a job always looks at."""
 
 
-def measure(setting: Setting) -> Iterator[Measured]:
-    for kind, (_, wanted) in KINDS.items():
-        looked = looked_at(setting, kind)
-        clean = int((~looked.is_poison).sum())
-        name = ("labels", kind)
-        for detector in looked.names:
-            column = looked.at((detector,)).candidates[:, 0]
-            value = auroc(column[looked.is_poison], column[~looked.is_poison])
-            yield Measured(setting.claim(*name, detector, "auroc"), value, n=len(column))
-            yield from _rates(setting, looked.at((detector,)), (*name, detector), SHOWN, SHOWN)
-        high = realised_rate_bounds(ALPHA, len(looked.calibration), clean)[1]
-        default = looked.at((FILTER, *setting.panel.detectors))
-        yield from _rates(setting, default, (*name, "panel"), at_least(wanted), at_most(high))
-        yield Measured(setting.claim(*name, "panel", "seconds"), looked.panel_seconds, unit="s")
-        yield Measured(setting.claim(*name, "confirmed"), looked.confirmed, n=len(looked.candidates))
-        yield Measured(setting.claim(*name, "poison-confirmed"), looked.poison_confirmed, n=int(looked.is_poison.sum()))
+def measure(setting: Setting, kind: str) -> Iterator[Measured]:
+    looked, wanted = looked_at(setting, kind), KINDS[kind][1]
+    clean = int((~looked.is_poison).sum())
+    name = ("labels", kind)
+    for detector in looked.names:
+        column = looked.at((detector,)).candidates[:, 0]
+        value = auroc(column[looked.is_poison], column[~looked.is_poison])
+        yield Measured(setting.claim(*name, detector, "auroc"), value, n=len(column))
+        yield from _rates(setting, looked.at((detector,)), (*name, detector), SHOWN, SHOWN)
+    high = realised_rate_bounds(ALPHA, len(looked.calibration), clean)[1]
+    default = looked.at((FILTER, *setting.panel.detectors))
+    yield from _rates(setting, default, (*name, "panel"), at_least(wanted), at_most(high))
+    yield Measured(setting.claim(*name, "panel", "seconds"), looked.panel_seconds, unit="s")
+    yield Measured(setting.claim(*name, "confirmed"), looked.confirmed, n=len(looked.candidates))
+    yield Measured(setting.claim(*name, "poison-confirmed"), looked.poison_confirmed, n=int(looked.is_poison.sum()))
 
 
-def compare(setting: Setting) -> Iterator[Measured]:
+def compare(setting: Setting, kind: str) -> Iterator[Measured]:
     """The same scores, judged by other panels, and by the default one with other combinations of its p-values."""
-    for kind in KINDS:
-        looked = looked_at(setting, kind)
-        for panel, detectors in PANELS.items():
-            yield from _rates(setting, looked.at((FILTER, *detectors)), ("panels", kind, panel), SHOWN, SHOWN)
-        default = looked.at((FILTER, *setting.panel.detectors))
-        for combine in ("simes", "cauchy"):
-            yield from _rates(setting, default, ("panels", kind, f"default-by-{combine}"), SHOWN, SHOWN, combine)
+    looked = looked_at(setting, kind)
+    for panel, detectors in PANELS.items():
+        yield from _rates(setting, looked.at((FILTER, *detectors)), ("panels", kind, panel), SHOWN, SHOWN)
+    default = looked.at((FILTER, *setting.panel.detectors))
+    for combine in ("simes", "cauchy"):
+        yield from _rates(setting, default, ("panels", kind, f"default-by-{combine}"), SHOWN, SHOWN, combine)
 
 
 def _rates(

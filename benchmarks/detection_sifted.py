@@ -37,29 +37,29 @@ FREE_SEEDS = 2 / 3
 """Of three, the seeds in which the sifted reference is to hold no poison."""
 
 
-def measure(setting: Setting) -> Iterator[Measured]:
-    for kind, wanted in KINDS.items():
-        looked = looked_at(setting, kind)
-        poisoned, name = looked.is_poison, ("sifted", kind)
-        within = int((looked.trusted & poisoned).sum())
-        free = Measured(setting.claim(*name, "reference-free-of-poison"), float(within == 0), at_least(FREE_SEEDS))
-        yield free
-        yield share(setting.claim(*name, "reference-poison"), within, int(looked.trusted.sum()))
-        default = looked.at((looked.names[0], *setting.panel.detectors))
-        judgement = default.judged(false_quarantine_rate=ALPHA, calibrate_on="candidates")
-        flagged = judgement.flagged
-        hits, alarms = int(flagged[poisoned].sum()), int(flagged[~poisoned].sum())
-        yield share(setting.claim(*name, "tpr"), hits, int(poisoned.sum()), at_least(wanted))
-        yield share(setting.claim(*name, "fpr"), alarms, int((~poisoned).sum()), at_most(ALPHA))
-        p_values = judgement.p_values
-        cut = np.quantile(p_values[~poisoned], ALPHA, method="lower")
-        found = int((p_values[poisoned] <= cut).sum())
-        yield share(setting.claim(*name, "tpr-at-true-fpr-5%"), found, int(poisoned.sum()))
-        for detector in looked.names:
-            column = looked.at((detector,)).candidates[:, 0]
-            value = auroc(column[poisoned], column[~poisoned])
-            yield Measured(setting.claim(*name, detector, "auroc"), value, n=len(column))
-        yield Measured(setting.claim(*name, "seconds"), looked.panel_seconds, unit="s")
+def measure(setting: Setting, kind: str) -> Iterator[Measured]:
+    wanted = KINDS[kind]
+    looked = looked_at(setting, kind)
+    poisoned, name = looked.is_poison, ("sifted", kind)
+    within = int((looked.trusted & poisoned).sum())
+    free = Measured(setting.claim(*name, "reference-free-of-poison"), float(within == 0), at_least(FREE_SEEDS))
+    yield free
+    yield share(setting.claim(*name, "reference-poison"), within, int(looked.trusted.sum()))
+    default = looked.at((looked.names[0], *setting.panel.detectors))
+    judgement = default.judged(false_quarantine_rate=ALPHA, calibrate_on="candidates")
+    flagged = judgement.flagged
+    hits, alarms = int(flagged[poisoned].sum()), int(flagged[~poisoned].sum())
+    yield share(setting.claim(*name, "tpr"), hits, int(poisoned.sum()), at_least(wanted))
+    yield share(setting.claim(*name, "fpr"), alarms, int((~poisoned).sum()), at_most(ALPHA))
+    p_values = judgement.p_values
+    cut = np.quantile(p_values[~poisoned], ALPHA, method="lower")
+    found = int((p_values[poisoned] <= cut).sum())
+    yield share(setting.claim(*name, "tpr-at-true-fpr-5%"), found, int(poisoned.sum()))
+    for detector in looked.names:
+        column = looked.at((detector,)).candidates[:, 0]
+        value = auroc(column[poisoned], column[~poisoned])
+        yield Measured(setting.claim(*name, detector, "auroc"), value, n=len(column))
+    yield Measured(setting.claim(*name, "seconds"), looked.panel_seconds, unit="s")
 
 
 def looked_at(setting: Setting, kind: str) -> Looked:
