@@ -197,10 +197,15 @@ class HardenSpec(Spec):
     evaluate: EvaluateSpec = EvaluateSpec()
 
 
+class ReviewSpec(Spec):
+    """A review job has no parameters: what people decided is all that it goes by."""
+
+
 PARAMS_OF_JOB: dict[str, type[Spec]] = {
     "ingest": IngestSpec,
     "sanitise": SanitiseSpec,
     "distill": DistillSpec,
     "evaluate": EvaluateSpec,
     "harden": HardenSpec,
+    "review": ReviewSpec,
 }

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service.api import access, datasets, health, jobs, models, problems
+from service.api import access, datasets, health, jobs, models, problems, reviews
 from service.db import Database
+from service.jobs.overrides import Standings
 from service.jobs.queue import Doorbell, celery_app
 from service.jobs.verdict_pages import Orders
 from service.logs import configure_logs
@@ -40,10 +41,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.storage = storage
     app.state.engine = engine
     app.state.orders = Orders()
+    app.state.standings = Standings()
     app.state.doorbell = Doorbell(celery_app(settings), database)
     app.add_middleware(access.RequestIds)
     problems.install(app)
-    for part in (datasets, jobs, models, health):
+    for part in (datasets, jobs, reviews, models, health):
         app.include_router(part.router)
     return app
 

@@ -20,7 +20,7 @@ from worker.heartbeat import Flag, Heartbeat, StopReason
 from worker.progress import Progress
 from worker.runtime import Runtime
 
-STEPS = {kind: f"worker.{kind}" for kind in ("ingest", "sanitise", "distill", "evaluate")}
+STEPS = {kind: f"worker.{kind}" for kind in ("ingest", "sanitise", "distill", "evaluate", "review")}
 
 log = structlog.get_logger()
 

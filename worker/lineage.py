@@ -14,9 +14,17 @@ def made_by(context: Context, row: DatasetVersion) -> Job:
         return jobs.find(session, row.job_id)
 
 
+def reviewed_by(context: Context, job_id: str) -> Job:
+    """The sanitise job whose verdicts a review of `job_id` is about."""
+    with context.runtime.database.session() as session:
+        return artifacts.verdict_job(session, job_id)
+
+
 def sanitise_filter(context: Context, row: DatasetVersion) -> FilterArtifacts | None:
-    """The filter that sanitised this version; None where none did."""
+    """The filter that sanitised this version, reviewed since or not; None where none did."""
     job = made_by(context, row)
+    if job.type == "review":
+        job = reviewed_by(context, job.inputs["job"])
     if job.type != "sanitise":
         return None
     return load_filter(context.storage, artifacts.attempt_prefix(job.id, job.attempt))

@@ -8,14 +8,15 @@ from fastapi import APIRouter, Header, Request
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from starlette.datastructures import State
 from starlette.responses import Response, StreamingResponse
 
 from service.api.access import Key
 from service.api.datasets import Limit, accepted
+from service.api.reviews import pages_of
 from service.api.schemas import JobOut, JobRequest, Page, decode_cursor, decode_offset, encode_cursor
-from service.jobs import artifacts, control, harden, repository, submit
+from service.jobs import artifacts, control, harden, overrides, repository, submit
 from service.jobs.state import JobState
-from service.jobs.verdict_pages import VerdictPages
 from service.jobs.verdicts import Verdict, VerdictTable
 from service.tables import Job
 
@@ -55,7 +56,7 @@ def list_jobs(
     request: Request,
     _key: Key,
     state: JobState | None = None,
-    type: Literal["ingest", "sanitise", "distill", "evaluate", "harden"] | None = None,
+    type: Literal["ingest", "sanitise", "distill", "evaluate", "harden", "review"] | None = None,
     cursor: str | None = None,
     limit: Limit = 100,
 ) -> Page:
@@ -105,29 +106,43 @@ def verdicts(
     job_id: str,
     _key: Key,
     verdict: Verdict | None = None,
+    overridden: bool | None = None,
     sort: str = "index",
     cursor: str | None = None,
     limit: Limit = 100,
     accept: Annotated[str, Header()] = "application/json",
 ) -> Page | Response:
     """JSON pages; with `Accept: text/csv` all rows of that verdict in that order, with
-    `Accept: application/vnd.apache.parquet` the whole table.
+    `Accept: application/vnd.apache.parquet` the whole table. `override` is what a person decided, and `overridden`
+    asks for those that a person did, or did not, decide on.
 
     A cell of the CSV that a spreadsheet would take for a formula has an apostrophe before it.
     """
     state = request.app.state
     with state.database.session() as session:
-        key = artifacts.verdicts_key(artifacts.verdict_job(session, job_id))
-    pages = VerdictPages(state.storage, key, state.orders)
+        job = artifacts.verdict_job(session, job_id)
+        stands = state.standings.get(session, job.id)
+    pages = pages_of(request, job)
     if PARQUET in accept:
-        return Response(VerdictTable.read(state.storage, key).parquet(), media_type=PARQUET)
+        return Response(_whole(state, job, stands).parquet(), media_type=PARQUET)
+    among = None if overridden is None else (stands.over(pages.count()) > 0) == overridden
     if "text/csv" in accept:
-        order = pages.order(verdict, sort)
-        return StreamingResponse(VerdictTable.read(state.storage, key).csv(order), media_type="text/csv")
+        order = pages.order(verdict, sort, among=among)
+        return StreamingResponse(_whole(state, job, stands).csv(order), media_type="text/csv")
     offset = decode_offset(cursor)
-    rows, total = pages.page(verdict, sort, offset, limit)
+    rows, total = pages.page(verdict, sort, offset, limit, among=among)
+    with state.database.session() as session:
+        rows = overrides.shown(session, job.id, stands, rows)
     following = offset + limit
     return Page(items=rows, next_cursor=encode_cursor(following) if following < total else None)
+
+
+def _whole(state: State, job: Job, stands: overrides.Standing) -> VerdictTable:
+    """All verdicts, with what people decided about them."""
+    table = VerdictTable.read(state.storage, artifacts.verdicts_key(job))
+    with state.database.session() as session:
+        made = overrides.decisions(session, job.id)
+    return table.reviewed(stands.over(len(table)), {number: each.wire() for number, each in made.items()})
 
 
 @router.get("/{job_id}/report", summary="The report of a finished job, as HTML or JSON")

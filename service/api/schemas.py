@@ -35,18 +35,17 @@ class JobRequest(BaseModel):
         },
     )
 
-    type: Literal["sanitise", "distill", "evaluate", "harden"]
+    type: Literal["sanitise", "distill", "evaluate", "harden", "review"]
     dataset: str | None = None
     reference: str | None = None
     model: str | None = None
     evaluate_on: str | None = None
     calibrate_on: str | None = None
+    job: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
 
     def inputs(self) -> dict[str, str]:
-        return self.model_dump(
-            include={"dataset", "reference", "model", "evaluate_on", "calibrate_on"}, exclude_none=True
-        )
+        return self.model_dump(exclude={"type", "params"}, exclude_none=True)
 
 
 class Progress(BaseModel):

@@ -15,8 +15,8 @@ from models.abstention import PROFILE_SHARE
 from models.calibration import smallest_alpha
 from models.specs import PARAMS_OF_JOB, DistillSpec, HardenSpec, SanitiseSpec, Spec
 from service.datasets import repository as datasets
-from service.errors import IdempotencyConflict, InvalidParams, UnusableDataset
-from service.jobs import harden
+from service.errors import Conflict, IdempotencyConflict, InvalidParams, UnusableDataset
+from service.jobs import artifacts, harden, overrides
 from service.jobs.create import add_job
 from service.references import check_name, parse_model_ref
 from service.registry import repository as registry
@@ -27,6 +27,7 @@ INPUTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # type: (required,
     "distill": (frozenset({"dataset", "model"}), frozenset({"reference"})),
     "evaluate": (frozenset({"model", "dataset"}), frozenset()),
     "harden": (frozenset({"dataset", "model"}), frozenset({"reference", "evaluate_on", "calibrate_on"})),
+    "review": (frozenset({"job"}), frozenset()),
 }
 MIN_REFERENCE_FIT = 64
 MIN_SIFTED = 1000
@@ -96,6 +97,9 @@ def _check_inputs(session: Session, request: Request, spec: Spec) -> None:
     required, optional = INPUTS[request.type]
     _check_names(request, required, optional)
     inputs = request.inputs
+    if request.type == "review":
+        check_reviewed(session, inputs["job"])
+        return
     dataset = datasets.find(session, inputs["dataset"])
     reference = datasets.find(session, inputs["reference"]) if "reference" in inputs else None
     if request.type in ("distill", "harden"):
@@ -138,6 +142,18 @@ def _check_names(request: Request, required: frozenset[str], optional: frozenset
         )
     if unknown:
         raise InvalidParams(f"A {request.type} job takes no {' or '.join(sorted(unknown))}.", code="unknown_input")
+
+
+def check_reviewed(session: Session, job_id: str) -> None:
+    """Raises InvalidInput or Conflict where there is nothing that a person decided."""
+    job = artifacts.verdict_job(session, job_id)
+    if not overrides.standing(session, job.id).numbers.any():
+        made = (job.result or {}).get("dataset", "its version")
+        raise Conflict(
+            f"Nobody has decided on an image of job {job.id}, so {made} is all that its verdicts make. Decide first "
+            f"(PUT /v1/jobs/{job.id}/verdicts).",
+            code="no_overrides",
+        )
 
 
 def check_matches(dataset: DatasetVersion, shape: tuple[int, ...], classes: list[str], what: str) -> None:

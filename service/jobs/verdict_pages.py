@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
-from service.errors import InvalidInput
+from service.errors import InvalidInput, NotFound
 from service.jobs.verdicts import ROWS_A_BATCH, SCORE, Verdict, VerdictTable, as_wire, detectors, paged_key
 from service.storage import Storage
 
@@ -63,22 +63,48 @@ class VerdictPages:
     key: str
     orders: Orders
 
-    def page(self, verdict: Verdict | None, sort: str, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+    def page(
+        self, verdict: Verdict | None, sort: str, offset: int, limit: int, *, among: NDArray[np.bool_] | None = None
+    ) -> tuple[list[dict[str, Any]], int]:
         """Rows of one verdict (or all) in the order of `sort`, ties by index, and how many there are in all.
 
-        Raises InvalidInput for an order there is not.
+        among: of every image whether it may be among them; None where all may. Raises InvalidInput for an order there
+        is not.
         """
         with _Rows(self.storage, self.key) as rows:
-            order = self._order(rows, verdict, sort)
+            order = _among(self._order(rows, verdict, sort), among)
             if order is None:
                 return as_wire(rows.take(np.arange(offset, max(offset, min(offset + limit, len(rows)))))), len(rows)
             return as_wire(rows.take(order[offset : offset + limit].astype(np.int64))), len(order)
 
-    def order(self, verdict: Verdict | None, sort: str) -> Order | None:
+    def order(self, verdict: Verdict | None, sort: str, *, among: NDArray[np.bool_] | None = None) -> Order | None:
         """The places of those rows in that order; None where it is all as they lie. Raises as `page` does."""
         with _Rows(self.storage, self.key) as rows:
-            order = self._order(rows, verdict, sort)
+            order = _among(self._order(rows, verdict, sort), among)
         return None if order is None else order.astype(np.int64)
+
+    def count(self) -> int:
+        with _Rows(self.storage, self.key) as rows:
+            return len(rows)
+
+    def columns(self) -> list[str]:
+        with _Rows(self.storage, self.key) as rows:
+            return list(rows.columns)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column whole, in upload order."""
+        with _Rows(self.storage, self.key) as rows:
+            return rows.column(name)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One verdict. Raises NotFound."""
+        with _Rows(self.storage, self.key) as rows:
+            if not 0 <= index < len(rows):
+                raise NotFound(
+                    f"There are {len(rows)} verdicts, the first of which is 0: none has the index {index}.",
+                    code="verdict_not_found",
+                )
+            return as_wire(rows.take(np.array([index])))[0]
 
     def _order(self, rows: _Rows, verdict: Verdict | None, sort: str) -> NDArray[np.int32] | None:
         column = _sorted_by(sort, rows.columns)
@@ -86,6 +112,12 @@ class VerdictPages:
             return None
         key = (self.key, verdict.value if verdict else "", sort)
         return self.orders.get(key, lambda: _ordered(rows, verdict, column, descending=sort.startswith("-")))
+
+
+def _among(order: NDArray[np.int32] | None, among: NDArray[np.bool_] | None) -> NDArray[np.int32] | None:
+    if among is None:
+        return order
+    return np.flatnonzero(among).astype(np.int32) if order is None else order[among[order]]
 
 
 def _sorted_by(sort: str, columns: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -27,6 +27,9 @@ FIRST = (
 )
 SCORE, OWN_P = "score.", "p."
 """Before a detector's name: the columns of its score and of its own p-value."""
+
+OVERRIDE = {"override": "verdict", "override_note": "note", "override_by": "by", "override_at": "at"}
+"""Columns of what a person decided, in the files that a reviewed table is given out as."""
 
 ROWS_A_BATCH = 1024
 """Of the paged file. A page in any order reads at most as many batches as it has rows."""
@@ -107,6 +110,16 @@ class VerdictTable:
     @classmethod
     def read(cls, storage: Storage, key: str) -> VerdictTable:
         return cls(_as_now(pq.read_table(pa.BufferReader(storage.read(key)))))
+
+    def reviewed(self, numbers: NDArray[np.int32], overrides: Mapping[int, Mapping[str, Any]]) -> VerdictTable:
+        """The table with what a person decided. numbers: (n,), for each image that of its override, or 0."""
+        table = self._table
+        known = sorted(overrides)
+        places = pa.array(np.searchsorted(known, numbers), mask=numbers == 0)
+        for column, field in OVERRIDE.items():
+            told = [None if (value := overrides[number][field]) is None else str(value) for number in known]
+            table = table.append_column(column, pa.array(told, pa.string()).take(places))
+        return VerdictTable(table)
 
     def write(self, storage: Storage, key: str) -> None:
         """Whole at `key`, and once more in pages, so that the gateway need not read it all for a hundred rows."""

@@ -241,5 +241,5 @@ def test_verdicts_over_http(client_and_job: tuple[Client, str]) -> None:
     told = client.get(url, params={"verdict": "quarantine", "sort": "p_value"}, headers={"Accept": "text/csv"})
     assert [int(r["index"]) for r in csv.DictReader(io.StringIO(told.text))] == [row["index"] for row in rows]
     whole = client.get(url, headers={"Accept": "application/vnd.apache.parquet"}).content
-    assert pq.read_table(pa.BufferReader(whole)).equals(table(500).table)
+    assert pq.read_table(pa.BufferReader(whole)).select(table(500).table.column_names).equals(table(500).table)
     assert client.get(url, params={"sort": "beauty"}).json()["code"] == "bad_sort"
