@@ -13,8 +13,8 @@ from models.training import Checkpoints, Watch
 from service.datasets.shards import SHARD_IMAGES, ShardReader
 from worker.examiner import Examiner, Labels, Listing, Scores
 
-WATCHED_IMAGES = 256
-"""A cancel is noticed within so many images."""
+FEWEST_AT_ONCE, MOST_AT_ONCE, PIXELS_AT_ONCE = 256, 1024, 2**20
+"""A cancel is noticed between calls; many small images a call leave little of the detectors' fixed batches empty."""
 
 
 class Scorer(Protocol):
@@ -61,8 +61,9 @@ def in_batches(
     scorer: Scorer, images: NDArray[np.uint8], listing: Listing, watch: Watch, start: int, total: int
 ) -> Scores:
     parts = []
-    for place in range(0, len(images), WATCHED_IMAGES):
-        here = slice(place, place + WATCHED_IMAGES)
+    step = max(FEWEST_AT_ONCE, min(MOST_AT_ONCE, PIXELS_AT_ONCE // (images.shape[1] * images.shape[2])))
+    for place in range(0, len(images), step):
+        here = slice(place, place + step)
         of = listing.at(here)
         parts.append(scorer.score(images[here], of.labels, of.folds, of.rows))
         watch.advance(start + place, total)
