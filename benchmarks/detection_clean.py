@@ -39,7 +39,7 @@ def clean(setting: Setting) -> Iterator[Measured]:
     default = looked.at((FILTER, *setting.panel.detectors))
     flagged = default.judged(false_quarantine_rate=ALPHA).flagged
     count = len(flagged)
-    high = realised_rate_bounds(ALPHA, len(looked.calibration), count)[1]
+    high = realised_rate_bounds(ALPHA, len(np.unique(looked.calibration_groups)), count)[1]
     removed = share(setting.claim("clean", "removed"), int(flagged.sum()), count, at_most(ALPHA, slack=high - ALPHA))
     yield removed
     losses = {label: flagged[looked.labels == label] for label in np.unique(looked.labels)}

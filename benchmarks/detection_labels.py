@@ -69,7 +69,8 @@ def measure(setting: Setting, kind: str) -> Iterator[Measured]:
         value = auroc(column[looked.is_poison], column[~looked.is_poison])
         yield Measured(setting.claim(*name, detector, "auroc"), value, n=len(column))
         yield from _rates(setting, looked.at((detector,)), (*name, detector), SHOWN, SHOWN)
-    high = realised_rate_bounds(ALPHA, len(looked.calibration), clean)[1]
+    objects = len(np.unique(looked.calibration_groups))  # images of one sign are worth little more than one image
+    high = realised_rate_bounds(ALPHA, objects, clean)[1]
     default = looked.at((FILTER, *setting.panel.detectors))
     yield from _rates(setting, default, (*name, "panel"), at_least(wanted), at_most(high))
     yield Measured(setting.claim(*name, "panel", "seconds"), looked.panel_seconds, unit="s")
