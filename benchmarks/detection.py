@@ -42,7 +42,7 @@ PARTS: dict[str, Part] = {
     **{f"labels-{kind}": Part(partial(detection_labels.measure, kind=kind)) for kind in detection_labels.KINDS},
     **{f"panels-{kind}": Part(partial(detection_labels.compare, kind=kind)) for kind in detection_labels.KINDS},
     **{f"sifted-{kind}": Part(partial(detection_sifted.measure, kind=kind)) for kind in detection_sifted.KINDS},
-    "rates": Part(detection_rates.measure),
+    **{f"rates-{kind}": Part(partial(detection_rates.measure, kind=kind)) for kind in detection_rates.KINDS},
     "clean": Part(detection_clean.clean),
     "shift": Part(detection_clean.shift),
     "scale": Part(detection_scale.measure, ("cifar10",)),

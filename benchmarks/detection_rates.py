@@ -24,16 +24,38 @@ KINDS = ("badnets", "flips")
 Rows = NDArray[np.int64]
 
 
-def measure(setting: Setting) -> Iterator[Measured]:
-    for kind in KINDS:
-        looked = looked_at(setting, kind)
-        for name, detectors in (("filter", (FILTER,)), ("panel", (FILTER, *setting.panel.detectors))):
-            yield from _rates(setting, looked.at(detectors), ("rates", kind, name))
+def measure(setting: Setting, kind: str) -> Iterator[Measured]:
+    looked = looked_at(setting, kind)
+    for name, detectors in (("filter", (FILTER,)), ("panel", (FILTER, *setting.panel.detectors))):
+        yield from _rates(setting, looked.at(detectors), ("rates", kind, name))
+    if setting.data.groups is not None:
+        yield from _alone(setting, looked.at((FILTER, *setting.panel.detectors)), ("rates", kind, "panel-one-a-sign"))
+
+
+def _alone(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Iterator[Measured]:
+    """Where one image of each sign calibrates: images of one sign are not independent, and p-values count them so."""
+    clean, groups = _clean(looked)
+    rng = np.random.default_rng((setting.seed, 3))
+    realised = np.empty((DRAWS, len(ALPHAS)))
+    for draw in range(DRAWS):
+        calibrating, judged = drawn(groups, CALIBRATING, rng, each=1)
+        p_values = JointTest(clean[calibrating]).p_values(clean[judged])[0]
+        realised[draw] = [(p_values <= alpha).mean() for alpha in ALPHAS]
+    for place, alpha in enumerate(ALPHAS):
+        yield _mean(setting.claim(*name, f"fpr-at-{alpha:g}"), realised[:, place], alpha)
+
+
+def _clean(looked: Looked) -> tuple[NDArray[np.float32], Rows]:
+    """Scores of all clean images, and the object each shows."""
+    clean = ~looked.is_poison
+    return (
+        np.concatenate([looked.calibration, looked.candidates[clean]]),
+        np.concatenate([looked.calibration_groups, looked.candidate_groups[clean]]),
+    )
 
 
 def _rates(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Iterator[Measured]:
-    clean = np.concatenate([looked.calibration, looked.candidates[~looked.is_poison]])
-    groups = np.concatenate([looked.calibration_groups, looked.candidate_groups[~looked.is_poison]])
+    clean, groups = _clean(looked)
     poison = looked.candidates[looked.is_poison]
     rng = np.random.default_rng((setting.seed, 2))
     realised = np.empty((DRAWS, len(ALPHAS)))
@@ -63,14 +85,14 @@ def _mean(claim: str, values: NDArray[np.float64], wanted: float) -> Measured:
     return Measured(claim, mean, bar, len(values), mean - 1.96 * error, mean + 1.96 * error)
 
 
-def drawn(groups: Rows, wanted: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """(rows that calibrate, rows that are judged), no object on both sides; at most three images of one calibrate."""
+def drawn(groups: Rows, wanted: int, rng: np.random.Generator, *, each: int = IMAGES_AN_OBJECT) -> tuple[Rows, Rows]:
+    """(rows that calibrate, rows that are judged), no object on both sides; at most `each` images of one calibrate."""
     order = rng.permutation(len(groups))
     _, of_group, counts = np.unique(groups, return_inverse=True, return_counts=True)
     drawn_groups = rng.permutation(len(counts))
-    enough = int(np.searchsorted(np.cumsum(np.minimum(counts, IMAGES_AN_OBJECT)[drawn_groups]), wanted)) + 1
+    enough = int(np.searchsorted(np.cumsum(np.minimum(counts, each)[drawn_groups]), wanted)) + 1
     calibrates = np.isin(of_group, drawn_groups[:enough])
     rank = np.empty(len(groups), np.int64)
     by_group = order[np.argsort(of_group[order], kind="stable")]
     rank[by_group] = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.flatnonzero(calibrates & (rank < IMAGES_AN_OBJECT)), np.flatnonzero(~calibrates)
+    return np.flatnonzero(calibrates & (rank < each)), np.flatnonzero(~calibrates)
