@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service.api import access, datasets, health, jobs, models, problems, reviews
+from service.api import access, audit, datasets, health, jobs, keys, models, problems, reviews
 from service.db import Database
 from service.jobs.overrides import Standings
 from service.jobs.queue import Doorbell, celery_app
@@ -43,9 +43,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.orders = Orders()
     app.state.standings = Standings()
     app.state.doorbell = Doorbell(celery_app(settings), database)
-    app.add_middleware(access.RequestIds)
+    app.add_middleware(access.Keys)
+    app.add_middleware(access.RequestIds)  # added last, so met first
     problems.install(app)
-    for part in (datasets, jobs, reviews, models, health):
+    for part in (datasets, jobs, reviews, models, keys, audit, health):
         app.include_router(part.router)
     return app
 

@@ -35,7 +35,8 @@ class Database:
     def open(cls, url: str, *, pooled: bool = True) -> Database:
         """pooled=False closes every connection after use: for a process that forks."""
         pool = {} if pooled else {"poolclass": NullPool}
-        engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"), **pool)
+        pre_ping = not url.startswith("sqlite")
+        engine = create_engine(url, pool_pre_ping=pre_ping, hide_parameters=True, **pool)  # errors go into logs
         if engine.dialect.name == "sqlite":
             _prepare_sqlite(engine)
         return cls(engine)

@@ -10,7 +10,8 @@ WinnowError
 ├── Conflict                the state of the thing forbids it
 │   ├── IllegalTransition   a job cannot go from this state to that
 │   └── IdempotencyConflict same key, other payload
-├── Unauthorized            no key, or a wrong one
+├── Unauthorized            no key, or one that does not count (wrong, expired, revoked)
+├── Forbidden               a key that may not do this
 ├── TooLarge                over a limit
 ├── UnsupportedMedia        a format that Winnow does not read
 ├── TooManyRequests         the queue is full; come back later
@@ -73,6 +74,10 @@ class IdempotencyConflict(InvalidInput):
 
 class Unauthorized(WinnowError):
     code = "unauthorized"
+
+
+class Forbidden(WinnowError):
+    code = "forbidden"
 
 
 class TooLarge(WinnowError):

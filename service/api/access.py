@@ -1,4 +1,4 @@
-"""What every call passes: a request id, and a key."""
+"""What every call passes: a request id, a key, and a check that the key may do this. The scopes of all routes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ import time
 from typing import Annotated
 
 import structlog
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.exc import OperationalError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth import authenticate
-from service.db import Database
+from service import auth
+from service.api import problems
+from service.audit import Actor
+from service.errors import WinnowError
 from service.tables import ApiKey
 
 REQUEST_ID = "x-request-id"
+PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+BEARER = HTTPBearer(auto_error=False, description="An API key: `wk_…`.")
 
 log = structlog.get_logger("gateway")
 
@@ -51,11 +59,59 @@ class RequestIds:
                 log.info("request", method=scope["method"], path=scope["path"], status=status, took_ms=took_ms)
 
 
-def require_key(request: Request) -> ApiKey:
-    """The caller's key. Raises Unauthorized."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    database: Database = request.app.state.database
-    return authenticate(database, key.strip() if scheme.lower() == "bearer" else None)
+class Keys:
+    """Lets nothing past without a valid key but what is public, before a byte of the body is read or a route found."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in PUBLIC:
+            scheme, _, text = Headers(scope=scope).get("authorization", "").partition(" ")
+            sent = text.strip() if scheme.lower() == "bearer" else None
+            try:
+                key = await run_in_threadpool(auth.authenticate, scope["app"].state.database, sent)
+            except (WinnowError, OperationalError) as error:
+                answer = await problems.answer(Request(scope), error)
+                await answer(scope, receive, send)
+                return
+            scope.setdefault("state", {})["key"] = key
+        await self._app(scope, receive, send)
 
 
-Key = Annotated[ApiKey, Depends(require_key)]
+class Needs:
+    """A route's declaration: the caller's key has one of these scopes, or `admin`. Every route makes exactly one."""
+
+    def __init__(self, *scopes: auth.Scope) -> None:
+        self.scopes = frozenset(scopes)
+
+    async def __call__(
+        self,
+        request: Request,
+        _in_docs: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    ) -> ApiKey:
+        key: ApiKey = request.state.key
+        auth.check_scopes(key, self.scopes)
+        return key
+
+
+def actor_of(request: Request) -> Actor:
+    """Who is behind a change, for the audit log."""
+    key: ApiKey = request.state.key
+    return Actor(key.id, key.name, request.state.request_id)
+
+
+_UPLOAD, _JOBS, _REVIEW, _PREDICT = auth.Scope.UPLOAD, auth.Scope.JOBS, auth.Scope.REVIEW, auth.Scope.PREDICT
+
+# What a route may declare; docs/access.md has the table of routes, and a test holds the two together.
+MayUpload = Annotated[ApiKey, Depends(Needs(_UPLOAD))]
+MaySeeDatasets = Annotated[ApiKey, Depends(Needs(_UPLOAD, _JOBS, _REVIEW))]
+MaySeeJobs = Annotated[ApiKey, Depends(Needs(_UPLOAD, _JOBS, _REVIEW))]
+MaySubmitJobs = Annotated[ApiKey, Depends(Needs(_JOBS, _REVIEW))]  # review: only jobs of that type
+MayRunJobs = Annotated[ApiKey, Depends(Needs(_JOBS))]
+MaySeeVerdicts = Annotated[ApiKey, Depends(Needs(_JOBS, _REVIEW))]
+MayReview = Annotated[ApiKey, Depends(Needs(_REVIEW))]
+MaySeeModels = Annotated[ApiKey, Depends(Needs(_JOBS, _PREDICT))]
+MayMoveAliases = Annotated[ApiKey, Depends(Needs(_JOBS))]
+MayPredict = Annotated[ApiKey, Depends(Needs(_PREDICT))]
+MayAdminister = Annotated[ApiKey, Depends(Needs(auth.Scope.ADMIN))]

@@ -14,8 +14,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from models.specs import IngestSpec
-from service.api.access import Key
+from service.api.access import MaySeeDatasets, MayUpload, actor_of
 from service.api.schemas import DatasetOut, JobOut, Page, decode_cursor, decode_offset, encode_cursor
+from service.audit import Action, append
 from service.datasets import repository as datasets
 from service.datasets.export import MEDIA_TYPES, SUFFIXES, ExportFormat, Version, exported
 from service.datasets.export_items import origin_of
@@ -36,7 +37,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 async def upload(
     request: Request,
     name: str,
-    _key: Key,
+    _key: MayUpload,
     size: int | None = None,
     channels: int | None = None,
     max_rejected_share: float | None = None,
@@ -78,6 +79,8 @@ def _queue_ingest(request: Request, name: str, key: str, received: Received, spe
             request_id=request.state.request_id,
         )
         answer = JobOut.of(session, job)
+        told = {"job": job.id, "sha256": received.sha256, "bytes": received.size}
+        append(session, actor_of(request), Action.UPLOAD_ACCEPTED, f"dataset {name}", **told)
     state.doorbell.ring([answer.id])
     return answer
 
@@ -88,7 +91,7 @@ def accepted(job: JobOut) -> Response:
 
 
 @router.get("", response_model=Page, summary="List versions, newest names first by name and number")
-def list_versions(request: Request, _key: Key, cursor: str | None = None, limit: Limit = 100) -> Page:
+def list_versions(request: Request, _key: MaySeeDatasets, cursor: str | None = None, limit: Limit = 100) -> Page:
     order = (DatasetVersion.name, DatasetVersion.version)
     query = select(DatasetVersion).order_by(*order).limit(limit + 1)
     if cursor is not None:
@@ -103,7 +106,7 @@ def list_versions(request: Request, _key: Key, cursor: str | None = None, limit:
 
 
 @router.get("/{reference}", response_model=DatasetOut | Page, summary="One version (name@n), or all of a name")
-def get_dataset(request: Request, reference: str, _key: Key) -> DatasetOut | Page:
+def get_dataset(request: Request, reference: str, _key: MaySeeDatasets) -> DatasetOut | Page:
     with request.app.state.database.session() as session:
         if "@" in reference:
             return DatasetOut.of(datasets.find(session, reference))
@@ -116,7 +119,9 @@ def get_dataset(request: Request, reference: str, _key: Key) -> DatasetOut | Pag
 
 
 @router.get("/{reference}/samples", response_model=Page, summary="The manifest, page by page")
-def samples(request: Request, reference: str, _key: Key, cursor: str | None = None, limit: Limit = 100) -> Page:
+def samples(
+    request: Request, reference: str, _key: MaySeeDatasets, cursor: str | None = None, limit: Limit = 100
+) -> Page:
     state = request.app.state
     with state.database.session() as session:
         row = datasets.find(session, reference)
@@ -131,7 +136,7 @@ def samples(request: Request, reference: str, _key: Key, cursor: str | None = No
 
 
 @router.get("/{reference}/samples/{index}/image", summary="One image as PNG, as training sees it")
-def sample_image(request: Request, reference: str, index: int, _key: Key) -> Response:
+def sample_image(request: Request, reference: str, index: int, _key: MaySeeDatasets) -> Response:
     state = request.app.state
     with state.database.session() as session:
         row = datasets.find(session, reference)
@@ -145,7 +150,7 @@ def sample_image(request: Request, reference: str, index: int, _key: Key) -> Res
 
 @router.get("/{reference}/export", summary="The whole version as one file")
 def export(
-    request: Request, reference: str, _key: Key, format: ExportFormat = "imagefolder", originals: bool = True
+    request: Request, reference: str, _key: MaySeeDatasets, format: ExportFormat = "imagefolder", originals: bool = True
 ) -> Response:
     """`originals`: encoded formats carry the uploaded file of an image that was not changed, else its pixels as PNG."""
     state = request.app.state

@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import State
 from starlette.responses import Response, StreamingResponse
 
-from service.api.access import Key
+from service.api.access import MayRunJobs, MaySeeJobs, MaySeeVerdicts, MaySubmitJobs, actor_of
 from service.api.datasets import Limit, accepted
 from service.api.reviews import pages_of
 from service.api.schemas import JobOut, JobRequest, Page, decode_cursor, decode_offset, encode_cursor
+from service.audit import Action, append
+from service.auth import Scope, check_scopes
 from service.jobs import artifacts, control, harden, overrides, repository, submit
 from service.jobs.state import JobState
 from service.jobs.verdicts import Verdict, VerdictTable
@@ -27,9 +29,16 @@ PARQUET = "application/vnd.apache.parquet"
 
 @router.post("", status_code=202, response_model=JobOut, summary="Submit a job")
 def create(
-    request: Request, body: JobRequest, _key: Key, idempotency_key: Annotated[str | None, Header(max_length=255)] = None
+    request: Request,
+    body: JobRequest,
+    key: MaySubmitJobs,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> Response:
-    asked = submit.Request(body.type, body.inputs(), body.params, idempotency_key, request.state.request_id)
+    if body.type != "review":
+        check_scopes(key, {Scope.JOBS})
+    asked = submit.Request(
+        body.type, body.inputs(), body.params, idempotency_key, request.state.request_id, actor_of(request)
+    )
     state = request.app.state
     try:
         answer, to_ring = _submit(request, asked)
@@ -54,7 +63,7 @@ def _to_ring(session: Session, job: Job) -> list[str]:
 @router.get("", response_model=Page, summary="List jobs, newest first")
 def list_jobs(
     request: Request,
-    _key: Key,
+    _key: MaySeeJobs,
     state: JobState | None = None,
     type: Literal["ingest", "sanitise", "distill", "evaluate", "harden", "review"] | None = None,
     cursor: str | None = None,
@@ -74,7 +83,7 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=JobOut, summary="One job")
-def get_job(request: Request, response: Response, job_id: str, _key: Key) -> JobOut:
+def get_job(request: Request, response: Response, job_id: str, _key: MaySeeJobs) -> JobOut:
     with request.app.state.database.session() as session:
         job = JobOut.of(session, repository.find(session, job_id))
     if job.finished_at is None:
@@ -83,18 +92,23 @@ def get_job(request: Request, response: Response, job_id: str, _key: Key) -> Job
 
 
 @router.post("/{job_id}/cancel", status_code=202, response_model=JobOut, summary="Cancel a job")
-def cancel(request: Request, job_id: str, _key: Key) -> JobOut:
+def cancel(request: Request, job_id: str, _key: MayRunJobs) -> JobOut:
     with request.app.state.database.transaction() as session:
         job = repository.find(session, job_id)
+        before = job.state
         control.cancel(session, job)
+        if job.state != before:
+            append(session, actor_of(request), Action.JOB_CANCELLED, f"job {job.id}", was=before)
         return JobOut.of(session, job)
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobOut, summary="Try a failed or cancelled job again")
-def retry(request: Request, job_id: str, _key: Key) -> Response:
+def retry(request: Request, job_id: str, _key: MayRunJobs) -> Response:
     with request.app.state.database.transaction() as session:
         job = repository.find(session, job_id)
+        before = job.state
         control.retry(session, job)
+        append(session, actor_of(request), Action.JOB_RETRIED, f"job {job.id}", was=before)
         answer, to_ring = JobOut.of(session, job), _to_ring(session, job)
     request.app.state.doorbell.ring(to_ring)
     return accepted(answer)
@@ -104,7 +118,7 @@ def retry(request: Request, job_id: str, _key: Key) -> Response:
 def verdicts(
     request: Request,
     job_id: str,
-    _key: Key,
+    _key: MaySeeVerdicts,
     verdict: Verdict | None = None,
     overridden: bool | None = None,
     sort: str = "index",
@@ -146,7 +160,7 @@ def _whole(state: State, job: Job, stands: overrides.Standing) -> VerdictTable:
 
 
 @router.get("/{job_id}/report", summary="The report of a finished job, as HTML or JSON")
-def report(request: Request, job_id: str, _key: Key, accept: Annotated[str, Header()] = "*/*") -> Response:
+def report(request: Request, job_id: str, _key: MaySeeVerdicts, accept: Annotated[str, Header()] = "*/*") -> Response:
     """HTML where the caller prefers it and the job has one, else JSON."""
     state = request.app.state
     with state.database.session() as session:

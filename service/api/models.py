@@ -10,9 +10,10 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from service.api.access import Key
+from service.api.access import MayMoveAliases, MayPredict, MaySeeModels, actor_of
 from service.api.bodies import read_body
 from service.api.schemas import Page, decode_cursor, encode_cursor
+from service.audit import Action, append
 from service.errors import InvalidInput
 from service.references import ModelRef, parse_model_ref
 from service.registry import repository as registry
@@ -95,7 +96,7 @@ class AliasOut(BaseModel):
 
 @router.get("", response_model=Page, summary="List models, each by the version that answers to its bare name")
 def list_models(
-    request: Request, _key: Key, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    request: Request, _key: MaySeeModels, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> Page:
     after = None if cursor is None else decode_cursor(cursor)
     with request.app.state.database.session() as session:
@@ -105,7 +106,7 @@ def list_models(
 
 
 @router.get("/{reference}", response_model=ModelOut, summary="One version: name@n, name:alias, or name")
-def get_model(request: Request, reference: str, _key: Key) -> ModelOut:
+def get_model(request: Request, reference: str, _key: MaySeeModels) -> ModelOut:
     """A bare name means its champion where that alias is set, else its latest version."""
     with request.app.state.database.session() as session:
         row = registry.resolve(session, reference)
@@ -113,11 +114,15 @@ def get_model(request: Request, reference: str, _key: Key) -> ModelOut:
 
 
 @router.put("/{name}/aliases/{alias}", response_model=AliasOut, summary="Point an alias at a version")
-def put_alias(request: Request, name: str, alias: str, body: AliasIn, _key: Key) -> AliasOut:
+def put_alias(request: Request, name: str, alias: str, body: AliasIn, _key: MayMoveAliases) -> AliasOut:
     """Promote by pointing `champion` at a version; roll back by pointing it at an earlier one."""
     with request.app.state.database.transaction() as session:
+        before = registry.aliases(session, name).get(alias)
         row = registry.set_alias(session, name, alias, version=body.version)
         model = str(ModelRef(name, row.version))
+        if row.version != before:
+            subject = f"model {name}:{alias}"
+            append(session, actor_of(request), Action.ALIAS_MOVED, subject, was=before, now=row.version)
         return AliasOut(name=name, alias=alias, version=row.version, model=model, updated_at=row.updated_at)
 
 
@@ -125,7 +130,7 @@ def put_alias(request: Request, name: str, alias: str, body: AliasIn, _key: Key)
 async def predict(
     request: Request,
     reference: str,
-    _key: Key,
+    _key: MayPredict,
     alpha: Annotated[float | None, Query(description="share of clean images that may be refused")] = None,
 ) -> Response:
     """The body is sniffed: an image, an npz or a JSON object with `images`, or a multipart form of files in `images`.

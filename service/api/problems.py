@@ -16,6 +16,7 @@ from service import errors
 
 STATUS_OF: list[tuple[type[errors.WinnowError], int]] = [  # the first that matches, so leaves before branches
     (errors.Unauthorized, 401),
+    (errors.Forbidden, 403),
     (errors.NotFound, 404),
     (errors.Conflict, 409),
     (errors.TooLarge, 413),
@@ -27,6 +28,7 @@ STATUS_OF: list[tuple[type[errors.WinnowError], int]] = [  # the first that matc
 TITLES = {
     400: "Bad request",
     401: "Not authenticated",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
     409: "Conflict",
@@ -64,6 +66,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(OperationalError, _database_away)
     app.add_exception_handler(Exception, _unexpected)
+
+
+async def answer(request: Request, error: errors.WinnowError | OperationalError) -> Response:
+    """For what is refused before the application is reached, whose handlers these are otherwise."""
+    return await (_winnow_error if isinstance(error, errors.WinnowError) else _database_away)(request, error)
 
 
 async def _winnow_error(request: Request, error: Exception) -> Response:

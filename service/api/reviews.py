@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.access import Key
+from service.api.access import MayReview, MaySeeVerdicts
 from service.jobs import artifacts, overrides
 from service.jobs.selection import Where, selected
 from service.jobs.verdict_pages import VerdictPages
@@ -101,7 +101,7 @@ def pages_of(request: Request, job: Job) -> VerdictPages:
 
 
 @router.put("/{job_id}/verdicts", response_model=DecidedOut, summary="Decide on many images at once")
-def decide_many(request: Request, job_id: str, body: SelectionIn, key: Key) -> DecidedOut:
+def decide_many(request: Request, job_id: str, body: SelectionIn, key: MayReview) -> DecidedOut:
     """All of them in one transaction, under one time and note."""
     job = _judged(request, job_id)
     meant = selected(pages_of(request, job), Where(**body.where.model_dump()))
@@ -111,7 +111,7 @@ def decide_many(request: Request, job_id: str, body: SelectionIn, key: Key) -> D
 
 
 @router.get("/{job_id}/verdicts/{index}", response_model=VerdictHistory, summary="One verdict, and who decided what")
-def one_verdict(request: Request, job_id: str, index: Index, _key: Key) -> dict[str, Any]:
+def one_verdict(request: Request, job_id: str, index: Index, _key: MaySeeVerdicts) -> dict[str, Any]:
     job = _judged(request, job_id)
     row = pages_of(request, job).row(index)
     with request.app.state.database.session() as session:
@@ -121,12 +121,12 @@ def one_verdict(request: Request, job_id: str, index: Index, _key: Key) -> dict[
 
 
 @router.put("/{job_id}/verdicts/{index}", response_model=ReviewedVerdict, summary="Decide on one image")
-def decide(request: Request, job_id: str, index: Index, body: DecisionIn, key: Key) -> dict[str, Any]:
+def decide(request: Request, job_id: str, index: Index, body: DecisionIn, key: MayReview) -> dict[str, Any]:
     return _decided(request, job_id, index, body.verdict, body.note, key)
 
 
 @router.delete("/{job_id}/verdicts/{index}", response_model=ReviewedVerdict, summary="Take a decision back")
-def take_back(request: Request, job_id: str, index: Index, key: Key) -> dict[str, Any]:
+def take_back(request: Request, job_id: str, index: Index, key: MayReview) -> dict[str, Any]:
     """Winnow's own verdict holds again. That there was a decision stays on record."""
     return _decided(request, job_id, index, None, None, key)
 

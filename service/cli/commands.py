@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from service.cli import audit, keys
 from service.cli.archive import opened_for_upload
 from service.cli.outcome import DONE, EXIT_CODES, FAILED, INTERRUPTED, Commands, complain
 from service.cli.params import ParamOption, parse_params
@@ -33,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=f"Removes poison from image training sets, and serves the model trained on what is left.\n\n{EXIT_CODES}",
 )
+app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 
 
 class ExportFormat(StrEnum):

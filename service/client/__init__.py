@@ -2,22 +2,29 @@
 
 from service.client.errors import CannotReach, ClientError, NotWinnow, ProblemError, WaitTimedOut
 from service.client.records import (
+    AuditEntry,
     DatasetVersion,
+    IssuedKey,
     Job,
+    Key,
     ModelVersion,
     Prediction,
     Predictions,
     Progress,
     Uncertainty,
     Verdict,
+    Verification,
 )
 from service.client.session import WinnowClient
 
 __all__ = [
+    "AuditEntry",
     "CannotReach",
     "ClientError",
     "DatasetVersion",
+    "IssuedKey",
     "Job",
+    "Key",
     "ModelVersion",
     "NotWinnow",
     "Prediction",
@@ -26,6 +33,7 @@ __all__ = [
     "Progress",
     "Uncertainty",
     "Verdict",
+    "Verification",
     "WaitTimedOut",
     "WinnowClient",
 ]

@@ -120,3 +120,45 @@ class ModelVersion(Wire):
     version: int
     card: dict[str, Any] = {}
     aliases: dict[str, int] = {}
+
+
+class Key(Wire):
+    """An API key without its text."""
+
+    id: str
+    name: str
+    prefix: str
+    scopes: list[str]
+    created_at: str | None = None
+    expires_at: str | None = None
+    last_used_at: str | None = None
+    revoked_at: str | None = None
+
+
+class IssuedKey(Key):
+    """A key with its text, `secret`: this once."""
+
+    secret: str
+
+
+class AuditEntry(Wire):
+    """One change: who made it, to what. `details` is JSON as it was hashed."""
+
+    seq: int
+    at: str
+    actor_id: str
+    actor: str
+    action: str
+    subject: str
+    request_id: str | None = None
+    details: str = "{}"
+    hash: str = ""
+
+
+class Verification(Wire):
+    """Of the audit log. `head` is SEQ:HASH of its last sound entry."""
+
+    intact: bool
+    entries: int
+    head: str
+    fault: str | None = None

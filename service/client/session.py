@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal, Self
 
 import httpx
 
+from service.client.access import Audit, Keys
 from service.client.answers import WireT, json_object, parse, problem_of, validated
 from service.client.errors import CannotReach, ClientError, NotWinnow, ProblemError, WaitTimedOut
 from service.client.records import DatasetVersion, Job, ModelVersion, Predictions, Verdict
@@ -31,6 +32,8 @@ class WinnowClient:
 
     def __init__(self, url: str, key: str, *, timeout_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
+        self.keys = Keys(self)
+        self.audit = Audit(self)
         try:
             self._http = httpx.Client(
                 base_url=self.url,

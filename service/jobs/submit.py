@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from models.abstention import PROFILE_SHARE
 from models.calibration import smallest_alpha
 from models.specs import PARAMS_OF_JOB, DistillSpec, HardenSpec, SanitiseSpec, Spec
+from service.audit import STACK, Action, Actor, append
 from service.datasets import repository as datasets
 from service.errors import Conflict, IdempotencyConflict, InvalidParams, UnusableDataset
 from service.jobs import artifacts, harden, overrides
@@ -42,6 +43,7 @@ class Request:
     params: dict[str, Any]
     idempotency_key: str | None = None
     request_id: str | None = None
+    actor: Actor = STACK
 
     def digest(self) -> str:
         payload = json.dumps([self.type, self.inputs, self.params], sort_keys=True)
@@ -68,6 +70,7 @@ def submit(session: Session, request: Request, *, max_attempts: int) -> Job:
     )
     if job.type == "harden":
         harden.first_step(session, job)
+    append(session, request.actor, Action.JOB_SUBMITTED, f"job {job.id}", type=job.type, inputs=job.inputs)
     return job
 
 

@@ -89,7 +89,7 @@ def describe(session: Session, name: str) -> Model:
     """Raises ModelNotFound."""
     serving = resolve(session, ModelRef(name))
     numbers = select(ModelVersion.version).where(ModelVersion.name == name).order_by(ModelVersion.version)
-    return Model(name, serving, list(session.scalars(numbers)), _aliases(session, name))
+    return Model(name, serving, list(session.scalars(numbers)), aliases(session, name))
 
 
 def page(session: Session, *, after: str | None, limit: int) -> Page:
@@ -118,11 +118,11 @@ def _latest(session: Session, name: str) -> int | None:
     return session.scalar(select(func.max(ModelVersion.version)).where(ModelVersion.name == name))
 
 
-def _aliases(session: Session, name: str) -> dict[str, int]:
+def aliases(session: Session, name: str) -> dict[str, int]:
     rows = session.scalars(select(ModelAlias).where(ModelAlias.name == name).order_by(ModelAlias.alias))
     return {row.alias: row.version for row in rows}
 
 
 def _no_such_alias(session: Session, ref: ModelRef) -> AliasNotFound:
-    known = ", ".join(_aliases(session, ref.name)) or "none yet"
+    known = ", ".join(aliases(session, ref.name)) or "none yet"
     return AliasNotFound(f"The model {ref.name} has no alias {ref.alias!r} (it has: {known}).")

@@ -1,0 +1,73 @@
+"""The audit log over HTTP: read and verified, for administrators."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+
+from service import audit
+from service.api.access import MayAdminister
+from service.api.datasets import Limit
+from service.api.schemas import Page, decode_offset, encode_cursor
+from service.tables import AuditEntry
+
+router = APIRouter(prefix="/v1/audit", tags=["audit"])
+
+GREATEST_SEQ = 2**63 - 1
+
+
+class AuditOut(BaseModel):
+    """An entry, exactly as it is stored and hashed."""
+
+    seq: int
+    at: str
+    actor_id: str
+    actor: str = Field(description="name of the key that was used")
+    action: str
+    subject: str
+    request_id: str | None
+    details: str = Field(description="JSON, as it was hashed")
+    prev_hash: str
+    hash: str
+
+    @classmethod
+    def of(cls, row: AuditEntry) -> Self:
+        return cls(**{name: getattr(row, name) for name in cls.model_fields})
+
+
+class VerificationOut(BaseModel):
+    intact: bool
+    entries: int = Field(description="sound ones, from the first on")
+    head: str = Field(description="SEQ:HASH of the last sound entry; keep it elsewhere, and send it as `expect` later")
+    fault: str | None = Field(description="what is wrong, and where it shows first")
+
+
+@router.get("", response_model=Page, summary="List what was changed, newest first")
+def entries(
+    request: Request,
+    _key: MayAdminister,
+    action: audit.Action | None = None,
+    cursor: str | None = None,
+    limit: Limit = 100,
+) -> Page:
+    query = select(AuditEntry).order_by(AuditEntry.seq.desc()).limit(limit + 1)
+    if action is not None:
+        query = query.where(AuditEntry.action == action)
+    if cursor is not None:
+        query = query.where(AuditEntry.seq < min(decode_offset(cursor), GREATEST_SEQ))
+    with request.app.state.database.session() as session:
+        rows = list(session.scalars(query))
+    more = encode_cursor(rows[limit - 1].seq) if len(rows) > limit else None
+    return Page(items=[AuditOut.of(row) for row in rows[:limit]], next_cursor=more)
+
+
+@router.get("/verify", response_model=VerificationOut, summary="Read the whole log, and check every hash in it")
+def verify(request: Request, _key: MayAdminister, expect: str | None = None) -> VerificationOut:
+    """`expect`: a head noted before, SEQ:HASH. Without one, a log that was cut or written anew in whole looks sound."""
+    noted = None if expect is None else audit.Head.parse(expect)
+    with request.app.state.database.session() as session:
+        found = audit.verify(session, noted)
+    return VerificationOut(intact=found.intact, entries=found.entries, head=str(found.head), fault=found.fault)
