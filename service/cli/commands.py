@@ -10,22 +10,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.cli import audit, keys
+from service.cli import audit, keys, review
 from service.cli.archive import opened_for_upload
-from service.cli.outcome import DONE, EXIT_CODES, FAILED, INTERRUPTED, Commands, complain
+from service.cli.follow import JsonOption, NoWaitOption, follow
+from service.cli.outcome import DONE, EXIT_CODES, FAILED, Commands
 from service.cli.params import ParamOption, parse_params
 from service.cli.show import (
-    JobProgress,
     print_json,
     received_bar,
     results_console,
-    show_job,
     show_jobs,
     show_predictions,
     upload_bar,
 )
 from service.cli.target import DEFAULT_HOME, HomeOption, KeyOption, UrlOption, connect
-from service.client import Job, WinnowClient
+from service.client import Job
 
 app = typer.Typer(
     name="winnow",
@@ -36,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
+app.command()(review.review)
 
 
 class ExportFormat(StrEnum):
@@ -47,8 +47,6 @@ class ExportFormat(StrEnum):
     WEBDATASET = "webdataset"
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
-NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job is accepted.")]
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset version, such as signs@1.")]
 ReferenceOption = Annotated[
     str | None, typer.Option("--reference", help="Trusted reference, such as trusted@1: images that you vouch for.")
@@ -110,7 +108,7 @@ def upload(
             job = client.upload_dataset(
                 name, file, params, on_sent=lambda sent, total: bar.update(row, completed=sent, total=total)
             )
-        _follow(client, job, no_wait=no_wait, as_json=as_json)
+        follow(client, job, no_wait=no_wait, as_json=as_json)
 
 
 @app.command()
@@ -146,7 +144,7 @@ def sanitise(
     params = parse_params(param)
     with connect(home, url, key) as client:
         job = client.submit("sanitise", dataset=dataset, reference=reference, params=params)
-        _follow(client, job, no_wait=no_wait, as_json=as_json)
+        follow(client, job, no_wait=no_wait, as_json=as_json)
 
 
 @app.command()
@@ -165,7 +163,7 @@ def distill(
     params = parse_params(param)
     with connect(home, url, key) as client:
         job = client.submit("distill", dataset=dataset, reference=reference, model=model, params=params)
-        _follow(client, job, no_wait=no_wait, as_json=as_json)
+        follow(client, job, no_wait=no_wait, as_json=as_json)
 
 
 @app.command()
@@ -183,7 +181,7 @@ def evaluate(
     params = parse_params(param)
     with connect(home, url, key) as client:
         job = client.submit("evaluate", model=model, dataset=dataset, params=params)
-        _follow(client, job, no_wait=no_wait, as_json=as_json)
+        follow(client, job, no_wait=no_wait, as_json=as_json)
 
 
 @app.command()
@@ -217,7 +215,7 @@ def harden(
             calibrate_on=calibrate_on,
             params=params,
         )
-        _follow(client, job, no_wait=no_wait, as_json=as_json)
+        follow(client, job, no_wait=no_wait, as_json=as_json)
 
 
 @app.command()
@@ -266,7 +264,7 @@ def jobs(
         if report is not None:
             report.write_bytes(client.report(job_id, "json" if report.suffix == ".json" else "html"))
         job = client.cancel(job_id) if cancel else client.retry(job_id) if retry else client.job(job_id)
-        _follow(client, job, no_wait=not wait, as_json=as_json)
+        follow(client, job, no_wait=not wait, as_json=as_json)
 
 
 def _list_jobs(found: list[Job], *, as_json: bool) -> None:
@@ -274,23 +272,3 @@ def _list_jobs(found: list[Job], *, as_json: bool) -> None:
         print_json([job.model_dump() for job in found])
     else:
         show_jobs(results_console(), found)
-
-
-def _follow(client: WinnowClient, job: Job, *, no_wait: bool, as_json: bool) -> None:
-    """Wait for the job where that is wanted, show it, and exit with what came of it."""
-    if not no_wait and not job.finished:
-        job = _wait(client, job)
-    if as_json:
-        print_json(job.model_dump())
-    else:
-        show_job(results_console(), job)
-    raise typer.Exit(FAILED if job.finished and not job.succeeded else DONE)
-
-
-def _wait(client: WinnowClient, job: Job) -> Job:
-    try:
-        with JobProgress(Console(stderr=True)).live() as progress:
-            return client.wait(job.id, on_progress=progress.update)
-    except KeyboardInterrupt as error:
-        complain(f"job {job.id} goes on; follow it with 'winnow jobs {job.id} --wait', or end it with --cancel")
-        raise typer.Exit(INTERRUPTED) from error

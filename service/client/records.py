@@ -73,7 +73,7 @@ class Verdict(Wire):
     scores: dict[str, float] = {}
     p_values: dict[str, float] = {}  # of each detector alone
     reasons: list[str] = []
-    override: Any = None
+    override: dict[str, Any] | None = None  # a person's: verdict, note, by, at
 
 
 class Uncertainty(Wire):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,9 +15,9 @@ import httpx
 from service.client.access import Audit, Keys
 from service.client.answers import WireT, json_object, parse, problem_of, validated
 from service.client.errors import CannotReach, ClientError, NotWinnow, ProblemError, WaitTimedOut
+from service.client.pieces import CHUNK_BYTES, bytes_left, pieces
 from service.client.records import DatasetVersion, Job, ModelVersion, Predictions, Verdict
 
-CHUNK_BYTES = 256 * 1024
 FILES_PER_REQUEST = 64
 POLL_S = 0.5
 IDLE_CONNECTION_S = 3.0  # under the server's own 5 s, so that no request meets a connection that is being closed
@@ -72,12 +71,12 @@ class WinnowClient:
         query = {key: value for key, value in (params or {}).items() if value is not None}
         with ExitStack() as stack:
             file = stack.enter_context(Path(source).open("rb")) if isinstance(source, str | PathLike) else source
-            total = _bytes_left(file)
+            total = bytes_left(file)
             answer = self._send(
                 "POST",
                 f"/v1/datasets/{name}/versions",
                 params=query,
-                content=_pieces(file, total, on_sent),
+                content=pieces(file, total, on_sent),
                 headers={"Content-Length": str(total), "Content-Type": "application/octet-stream"},
             )
         return parse(answer, Job)
@@ -129,6 +128,7 @@ class WinnowClient:
         model: str | None = None,
         evaluate_on: str | None = None,
         calibrate_on: str | None = None,
+        job: str | None = None,
         params: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
@@ -139,6 +139,7 @@ class WinnowClient:
             "model": model,
             "evaluate_on": evaluate_on,
             "calibrate_on": calibrate_on,
+            "job": job,
         }
         body = {"type": type, **{key: value for key, value in fields.items() if value is not None}}
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
@@ -185,9 +186,28 @@ class WinnowClient:
     def retry(self, job_id: str) -> Job:
         return parse(self._send("POST", f"/v1/jobs/{job_id}/retry"), Job)
 
-    def verdicts(self, job_id: str, *, verdict: str | None = None, sort: str | None = None) -> Iterator[Verdict]:
+    def verdicts(
+        self, job_id: str, *, verdict: str | None = None, overridden: bool | None = None, sort: str | None = None
+    ) -> Iterator[Verdict]:
         """Every verdict of a sanitise job, page by page as they are asked for."""
-        return self._pages(f"/v1/jobs/{job_id}/verdicts", {"verdict": verdict, "sort": sort}, Verdict)
+        query = {"verdict": verdict, "overridden": overridden, "sort": sort}
+        return self._pages(f"/v1/jobs/{job_id}/verdicts", query, Verdict)
+
+    def decide(
+        self, job_id: str, verdict: str | None, where: Mapping[str, Any] | Sequence[int], *, note: str | None = None
+    ) -> int:
+        """Keep or quarantine images, whatever Winnow said of them; None takes earlier decisions back.
+
+        where: indices, or what all holds of them: `verdict`, `reason`, `label`, `p_value_below`, `indices`. Gives how
+        many they are.
+        """
+        meant = dict(where) if isinstance(where, Mapping) else {"indices": list(where)}
+        body = {"where": meant, "verdict": verdict, "note": note}
+        return int(json_object(self._send("PUT", f"/v1/jobs/{job_id}/verdicts", json=body))["decided"])
+
+    def review(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
+        """Start the job that makes a version of a sanitise job's verdicts and what people decided about them."""
+        return self.submit("review", job=job_id, idempotency_key=idempotency_key)
 
     def report(self, job_id: str, format: Literal["html", "json"] = "html") -> bytes:
         """The report of a job that succeeded."""
@@ -284,19 +304,3 @@ def _is_outage(error: ClientError) -> bool:
     if isinstance(error, ProblemError | NotWinnow):
         return error.status in (502, 503, 504)
     return isinstance(error, CannotReach)
-
-
-def _bytes_left(file: BinaryIO) -> int:
-    here = file.tell()
-    end = file.seek(0, os.SEEK_END)
-    file.seek(here)
-    return end - here
-
-
-def _pieces(file: BinaryIO, total: int, on_sent: Callable[[int, int], None] | None) -> Iterator[bytes]:
-    sent = 0
-    while sent < total and (piece := file.read(min(CHUNK_BYTES, total - sent))):
-        yield piece
-        sent += len(piece)
-        if on_sent is not None:
-            on_sent(sent, total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +20,13 @@ from httpx import Client
 from hypothesis import given
 from hypothesis import settings as deadlines
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from typer.testing import CliRunner, Result
 
 from service.app import create_app
 from service.auth import ensure_admin_key
+from service.cli import app
+from service.client import WinnowClient
 from service.db import Database
 from service.errors import InvalidInput
 from service.jobs import overrides
@@ -353,3 +358,55 @@ def test_a_review_wants_decisions_and_nothing_else(client: Client, job: Job) -> 
     for extra, code in (({"dataset": "signs@1"}, "unknown_input"), ({"params": {"x": 1}}, "invalid_params")):
         assert client.post("/v1/jobs", json={**asked, **extra}).json()["code"] == code
     assert client.post("/v1/jobs", json={"type": "review"}).json()["code"] == "missing_input"
+
+
+# The client and the command line
+
+
+def test_the_client_decides_by_index_and_by_what_images_share(client: Client, settings: Settings, job: Job) -> None:
+    with WinnowClient(str(client.base_url), ensure_admin_key(settings)) as winnow:
+        assert winnow.decide(job.id, "keep", [4, 2], note="looked") == 2
+        fifth = winnow.decide(job.id, "quarantine", {"label": "class 5", "p_value_below": 0.5})
+        rows = list(winnow.verdicts(job.id, overridden=True))
+        assert len(rows) == 2 + fifth > 100
+        assert [(row.index, (row.override or {})["note"]) for row in rows[:2]] == [(2, "looked"), (4, "looked")]
+        assert winnow.decide(job.id, None, {"label": "class 5"}) >= fifth
+        assert [row.index for row in winnow.verdicts(job.id, overridden=True)] == [2, 4]
+        assert winnow.review(job.id).type == "review"
+
+
+def test_the_command_decides_lists_and_applies(client: Client, settings: Settings, job: Job) -> None:
+    def winnow(*arguments: str) -> Result:
+        target = ["--url", str(client.base_url), "--key", ensure_admin_key(settings)]
+        with capture_logs():  # the gateway's, which shares this process's stdout
+            return CliRunner().invoke(app, ["review", job.id, *arguments, *target], env={"COLUMNS": "200"})
+
+    assert "Nobody has decided" in winnow().stdout
+    told = winnow("--where", "label=class 1", "--then", "keep", "--quarantine", "1,20-22", "--note", "as [b]agreed")
+    assert told.exit_code == 0, told.output
+    assert told.stdout.splitlines() == ["keep: 357 images", "quarantine: 4 images"]
+    rows = json.loads(winnow("--json").stdout)
+    assert {row["index"] for row in rows if row["override"]["verdict"] == "quarantine"} == {1, 20, 21, 22}
+    assert winnow("--where", "label=class 1", "--then", "take-back", "--take-back", "20").exit_code == 0
+    listed = winnow().stdout
+    assert "21.png" in listed and "20.png" not in listed and "as [b]agreed" in listed and "admin" in listed
+    applied = winnow("--keep", "0", "--apply", "--no-wait", "--json")
+    assert applied.exit_code == 0 and "keep: 1 images" in applied.stderr
+    assert json.loads(applied.stdout)["inputs"] == {"job": job.id}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--keep", "three"),
+        ("--keep", "3-"),
+        ("--keep", "3,,4"),
+        ("--where", "reason=label_loss"),
+        ("--then", "keep"),
+        ("--where", "colour=red", "--then", "keep"),
+        ("--where", "p_value_below=small", "--then", "keep"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_sent(arguments: tuple[str, ...]) -> None:
+    ran = CliRunner().invoke(app, ["review", "j", *arguments, "--url", "http://127.0.0.1:9", "--key", "k"])
+    assert ran.exit_code == 2, ran.output
