@@ -114,6 +114,9 @@ class Record:
         return cls(name, path, {run.key: run for run in runs})
 
     def add(self, run: Run, *, quick: bool) -> None:
+        """Another command may have added its own since this one began: they stay."""
+        if not quick:
+            self.runs.update(Record.open(self.name, quick=False).runs)
         self.runs[run.key] = run
         if not quick:
             self._write(run)

@@ -68,6 +68,14 @@ def test_runs_of_other_seeds_join_and_a_run_of_the_same_replaces(
     assert row.holds
 
 
+def test_two_commands_that_run_at_once_lose_nothing(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detection_record, "RESULTS", tmp_path)
+    slow, fast = Record.open("signs", quick=False), Record.open("signs", quick=False)
+    fast.add(_run(0, 0.9), quick=False)
+    slow.add(_run(1, 0.9), quick=False)
+    assert [run.seed for run in Record.open("signs", quick=False).runs.values()] == [0, 1]
+
+
 def test_a_bar_is_held_to_with_its_slack() -> None:
     assert not at_most(0.02).holds(0.021, 0.0)
     assert at_most(0.02, slack=0.002).holds(0.021, 0.002)
