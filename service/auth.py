@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
 
 import structlog
@@ -21,6 +20,7 @@ from sqlalchemy.orm import Session
 from service.audit import STACK, Action, Actor, append
 from service.db import Database, now
 from service.errors import Conflict, Forbidden, NotFound, Unauthorized
+from service.scopes import Scope
 from service.settings import Settings
 from service.tables import ApiKey
 
@@ -28,16 +28,6 @@ PREFIX_LENGTH = 9  # "wk_" and six characters of 43: tells keys apart, and leave
 USE_NOTED_EVERY = timedelta(minutes=1)
 
 log = structlog.get_logger()
-
-
-class Scope(StrEnum):
-    """What a key may do; docs/access.md says which calls that is. `admin` implies the others."""
-
-    UPLOAD = "upload"
-    JOBS = "jobs"
-    REVIEW = "review"
-    PREDICT = "predict"
-    ADMIN = "admin"
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,16 @@ import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import OperationalError
+from starlette import types
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Send
 
 from service import auth
 from service.api import problems
 from service.audit import Actor
 from service.errors import WinnowError
+from service.scopes import Scope
 from service.tables import ApiKey
 
 REQUEST_ID = "x-request-id"
@@ -34,7 +36,7 @@ class RequestIds:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: types.Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -65,7 +67,7 @@ class Keys:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: types.Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC:
             scheme, _, text = Headers(scope=scope).get("authorization", "").partition(" ")
             sent = text.strip() if scheme.lower() == "bearer" else None
@@ -82,7 +84,7 @@ class Keys:
 class Needs:
     """A route's declaration: the caller's key has one of these scopes, or `admin`. Every route makes exactly one."""
 
-    def __init__(self, *scopes: auth.Scope) -> None:
+    def __init__(self, *scopes: Scope) -> None:
         self.scopes = frozenset(scopes)
 
     async def __call__(
@@ -101,7 +103,7 @@ def actor_of(request: Request) -> Actor:
     return Actor(key.id, key.name, request.state.request_id)
 
 
-_UPLOAD, _JOBS, _REVIEW, _PREDICT = auth.Scope.UPLOAD, auth.Scope.JOBS, auth.Scope.REVIEW, auth.Scope.PREDICT
+_UPLOAD, _JOBS, _REVIEW, _PREDICT = Scope.UPLOAD, Scope.JOBS, Scope.REVIEW, Scope.PREDICT
 
 # What a route may declare; docs/access.md has the table of routes, and a test holds the two together.
 MayUpload = Annotated[ApiKey, Depends(Needs(_UPLOAD))]
@@ -114,4 +116,4 @@ MayReview = Annotated[ApiKey, Depends(Needs(_REVIEW))]
 MaySeeModels = Annotated[ApiKey, Depends(Needs(_JOBS, _PREDICT))]
 MayMoveAliases = Annotated[ApiKey, Depends(Needs(_JOBS))]
 MayPredict = Annotated[ApiKey, Depends(Needs(_PREDICT))]
-MayAdminister = Annotated[ApiKey, Depends(Needs(auth.Scope.ADMIN))]
+MayAdminister = Annotated[ApiKey, Depends(Needs(Scope.ADMIN))]

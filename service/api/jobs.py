@@ -16,10 +16,11 @@ from service.api.datasets import Limit, accepted
 from service.api.reviews import pages_of
 from service.api.schemas import JobOut, JobRequest, Page, decode_cursor, decode_offset, encode_cursor
 from service.audit import Action, append
-from service.auth import Scope, check_scopes
+from service.auth import check_scopes
 from service.jobs import artifacts, control, harden, overrides, repository, submit
 from service.jobs.state import JobState
 from service.jobs.verdicts import Verdict, VerdictTable
+from service.scopes import Scope
 from service.tables import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

@@ -16,6 +16,7 @@ from service.api.datasets import Limit
 from service.api.schemas import Page, decode_cursor, encode_cursor
 from service.db import now
 from service.errors import InvalidInput
+from service.scopes import Scope
 from service.tables import ApiKey
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
@@ -35,7 +36,7 @@ class KeyIn(BaseModel):
     )
 
     name: Annotated[str, Field(pattern=r"^\w[\w .@+-]{0,63}$")]
-    scopes: Annotated[set[auth.Scope], Field(min_length=1)]
+    scopes: Annotated[set[Scope], Field(min_length=1)]
     expires_at: AwareDatetime | None = Field(None, description="within ten years; without it the key does not expire")
 
 

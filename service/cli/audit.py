@@ -9,16 +9,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
-from sqlalchemy import inspect
 
-from service.audit import Action, Head, verify
 from service.cli.outcome import DONE, FAILED, Commands
 from service.cli.show import print_json, results_console
 from service.cli.target import DEFAULT_HOME, HomeOption, KeyOption, UrlOption, connect
 from service.client import Verification
-from service.db import Database
 from service.errors import NotFound
-from service.settings import Settings
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Read the audit log, and check it.")
 
@@ -27,7 +23,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, 
 
 @app.command("list")
 def list_entries(
-    action: Annotated[Action | None, typer.Option(help="Only these.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only these, such as key.created.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 50,
     as_json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
@@ -78,6 +74,12 @@ def verify_log(
 
 def _verify_in(home: Path, expect: str | None) -> Verification:
     """Without the service, which need not run."""
+    from sqlalchemy import inspect
+
+    from service.audit import Head, verify
+    from service.db import Database
+    from service.settings import Settings
+
     noted = None if expect is None else Head.parse(expect)
     settings = Settings(home=home).resolved()
     file = settings.database_url.removeprefix("sqlite:///")

@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.auth import Scope
 from service.cli.outcome import Commands
 from service.cli.show import print_json, results_console
 from service.cli.target import DEFAULT_HOME, HomeOption, KeyOption, UrlOption, connect
 from service.client import IssuedKey, Key
+from service.scopes import Scope
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Make, list, revoke and rotate API keys.")
 

@@ -25,9 +25,10 @@ from service import auth
 from service.api.access import PUBLIC, Needs
 from service.app import create_app
 from service.audit import STACK
-from service.auth import Scope, ensure_admin_key
+from service.auth import ensure_admin_key
 from service.db import Database, now
 from service.jobs.create import add_job
+from service.scopes import Scope
 from service.settings import Settings
 from tests.service.conftest import MakeDataset
 from tests.service.live import serving

@@ -1,0 +1,15 @@
+"""What keys may be for. Apart from what checks them, so that the command line stays light."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Scope(StrEnum):
+    """What a key may do; docs/access.md says which calls that is. `admin` implies the others."""
+
+    UPLOAD = "upload"
+    JOBS = "jobs"
+    REVIEW = "review"
+    PREDICT = "predict"
+    ADMIN = "admin"
