@@ -16,6 +16,7 @@ from service.cli.show import print_json, results_console
 from service.cli.target import DEFAULT_HOME, HomeOption, KeyOption, UrlOption, connect
 from service.client import Verdict, WinnowClient
 
+MOST_INDICES = 1_000_000
 CRITERIA = ("verdict", "reason", "label", "p_value_below")
 
 
@@ -72,7 +73,12 @@ def parse_indices(given: Sequence[str]) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
             raise typer.BadParameter(f"{part!r} is not an index or a range of them: write 3,17 or 20-29.")
-        indices += range(int(first), int(last or first) + 1)
+        start, end = int(first), int(last or first) + 1
+        if len(indices) + end - start > MOST_INDICES:
+            raise typer.BadParameter(
+                f"Name at most {MOST_INDICES} images at once, or say what they share with --where."
+            )
+        indices += range(start, end)
     return indices
 
 

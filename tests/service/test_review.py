@@ -401,6 +401,7 @@ def test_the_command_decides_lists_and_applies(client: Client, settings: Setting
         ("--keep", "three"),
         ("--keep", "3-"),
         ("--keep", "3,,4"),
+        ("--keep", "0-99999999999"),
         ("--where", "reason=label_loss"),
         ("--then", "keep"),
         ("--where", "colour=red", "--then", "keep"),
