@@ -92,7 +92,7 @@ class VerdictHistory(ReviewedVerdict):
 
 def acting(key: ApiKey) -> str:
     """Under which name a decision is recorded."""
-    return str(getattr(key, "name", None) or getattr(key, "label", "admin"))
+    return key.name
 
 
 def pages_of(request: Request, job: Job) -> VerdictPages:

@@ -253,6 +253,14 @@ def test_a_decision_is_recorded_with_who_when_and_why_and_can_be_taken_back(clie
     assert all(row["override"] is None for row in every_row(client, job))
 
 
+def test_a_decision_bears_the_name_of_the_key_that_made_it(client: Client, job: Job) -> None:
+    made = client.post("/v1/keys", json={"name": "ada", "scopes": ["review"]}).json()
+    url, ada = f"/v1/jobs/{job.id}/verdicts/3", {"Authorization": f"Bearer {made['secret']}"}
+    assert client.put(url, json={"verdict": "keep"}, headers=ada).json()["override"]["by"] == "ada"
+    client.delete(url)
+    assert [each["by"] for each in client.get(url, headers=ada).json()["history"]] == ["ada", "admin"]
+
+
 def test_a_selection_is_decided_on_and_found_again_in_any_order(client: Client, job: Job) -> None:
     url = f"/v1/jobs/{job.id}/verdicts"
     body = {"where": {"reason": "label_loss", "verdict": "quarantine"}, "verdict": "keep", "note": "all fine"}
