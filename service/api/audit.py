@@ -16,8 +16,6 @@ from service.tables import AuditEntry
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
-GREATEST_SEQ = 2**63 - 1
-
 
 class AuditOut(BaseModel):
     """An entry, exactly as it is stored and hashed."""
@@ -57,7 +55,7 @@ def entries(
     if action is not None:
         query = query.where(AuditEntry.action == action)
     if cursor is not None:
-        query = query.where(AuditEntry.seq < min(decode_offset(cursor), GREATEST_SEQ))
+        query = query.where(AuditEntry.seq < decode_offset(cursor))
     with request.app.state.database.session() as session:
         rows = list(session.scalars(query))
     more = encode_cursor(rows[limit - 1].seq) if len(rows) > limit else None

@@ -136,6 +136,6 @@ def decode_cursor(cursor: str) -> str:
 
 def decode_offset(cursor: str | None) -> int:
     text = "0" if cursor is None else decode_cursor(cursor)
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 18:  # no count is longer, and int() refuses very long ones
         raise InvalidInput("That cursor is not one of ours: send next_cursor as a page gave it.", code="bad_cursor")
     return int(text)

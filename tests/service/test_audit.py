@@ -20,6 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from typer.testing import CliRunner, Result
 
+from service.api.schemas import encode_cursor
 from service.app import create_app
 from service.audit import BEGINNING, STACK, Action, Actor, Head, Sealed, append, verify
 from service.auth import ensure_admin_key
@@ -294,6 +295,10 @@ def test_the_log_is_read_page_by_page(client: WinnowClient, database: Database) 
         client.audit.verify(expect="4:x")
     with pytest.raises(ProblemError):
         list(client.audit.entries(action="no.such"))
+    for cursor in ("9" * 5000, "-1", "x"):
+        with pytest.raises(ProblemError) as refused:
+            client._send("GET", "/v1/audit", params={"cursor": encode_cursor(cursor)})
+        assert refused.value.code == "bad_cursor"
 
 
 Command = Callable[..., Result]
