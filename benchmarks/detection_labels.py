@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -38,6 +39,7 @@ KINDS: dict[str, tuple[Trigger | Flip, float]] = {
 """How each poisons, and the share of it that is to be found."""
 
 FILTER = "residual_energy"
+BELIEVING = "believing_loss"
 PANELS: dict[str, tuple[str, ...]] = {
     "loss": ("label_loss",),
     "loss+gain": ("label_loss", "poison_gain"),
@@ -86,6 +88,25 @@ def compare(setting: Setting, kind: str) -> Iterator[Measured]:
     default = looked.at((FILTER, *setting.panel.detectors))
     for combine in ("simes", "cauchy"):
         yield from _rates(setting, default, ("panels", kind, f"default-by-{combine}"), SHOWN, SHOWN, combine)
+
+
+def unchecked(setting: Setting, kind: str) -> Iterator[Measured]:
+    """The label's loss under the classifiers that believe every label but have not seen the image, not in the panel.
+
+    It is what remains of the label's loss where the gain of believing is taken off.
+    """
+    looked = looked_at(setting, kind)
+    loss, gain = (looked.names.index(name) for name in ("label_loss", "poison_gain"))
+    tables = [np.c_[scores, scores[:, loss] - scores[:, gain]] for scores in (looked.calibration, looked.candidates)]
+    wider = replace(looked, names=(*looked.names, BELIEVING), calibration=tables[0], candidates=tables[1])
+    alone = wider.at((BELIEVING,))
+    column = alone.candidates[:, 0]
+    value = auroc(column[looked.is_poison], column[~looked.is_poison])
+    yield Measured(setting.claim("unchecked", kind, "alone", "auroc"), value, n=len(column))
+    yield from _rates(setting, alone, ("unchecked", kind, "alone"), SHOWN, SHOWN)
+    for others in ((), ("label_loss",), ("label_agreement",), ("label_loss", "label_agreement")):
+        name = "+".join(("filter", BELIEVING, *others))
+        yield from _rates(setting, wider.at((FILTER, BELIEVING, *others)), ("unchecked", kind, name), SHOWN, SHOWN)
 
 
 def _rates(
