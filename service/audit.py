@@ -32,6 +32,7 @@ class Action(StrEnum):
     JOB_CANCELLED = "job.cancelled"
     JOB_RETRIED = "job.retried"
     ALIAS_MOVED = "alias.moved"
+    VERDICTS_DECIDED = "verdicts.decided"
 
 
 @dataclass(frozen=True)

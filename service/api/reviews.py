@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
 
-from service.api.access import MayReview, MaySeeVerdicts
+from service.api.access import MayReview, MaySeeVerdicts, actor_of
+from service.audit import Action, append
 from service.jobs import artifacts, overrides
 from service.jobs.selection import Where, selected
 from service.jobs.verdict_pages import VerdictPages
@@ -106,7 +110,8 @@ def decide_many(request: Request, job_id: str, body: SelectionIn, key: MayReview
     job = _judged(request, job_id)
     meant = selected(pages_of(request, job), Where(**body.where.model_dump()))
     with request.app.state.database.transaction() as session:
-        overrides.decide(session, job, meant, body.verdict, note=body.note, by=acting(key))
+        made = overrides.decide(session, job, meant, body.verdict, note=body.note, by=acting(key))
+        _tell(session, request, job, made, meant)
     return DecidedOut(decided=len(meant), job=job.id)
 
 
@@ -141,7 +146,26 @@ def _decided(
         if verdict is None and not _stands(overrides.history(session, job.id, index)):
             return row
         made = overrides.decide_one(session, job, index, verdict, note=note, by=acting(key))
+        _tell(session, request, job, made, np.array([index]))
     return {**row, "override": made.wire() if verdict else None}
+
+
+def _tell(
+    session: Session, request: Request, job: Job, made: overrides.Decision | None, indices: overrides.Indices
+) -> None:
+    """In the audit log: how many images, and the digest of which, so that the decisions cannot be changed unseen."""
+    if made is None:
+        return
+    chosen = np.unique(indices).astype("<i8")
+    append(
+        session,
+        actor_of(request),
+        Action.VERDICTS_DECIDED,
+        f"job {job.id}",
+        verdict=made.verdict,
+        images=len(chosen),
+        sha256=hashlib.sha256(chosen.tobytes()).hexdigest(),
+    )
 
 
 def _stands(told: list[overrides.Decision]) -> bool:

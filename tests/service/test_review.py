@@ -419,3 +419,13 @@ def test_the_command_decides_lists_and_applies(client: Client, settings: Setting
 def test_wrong_usage_is_told_before_anything_is_sent(arguments: tuple[str, ...]) -> None:
     ran = CliRunner().invoke(app, ["review", "j", *arguments, "--url", "http://127.0.0.1:9", "--key", "k"])
     assert ran.exit_code == 2, ran.output
+
+
+def test_decisions_are_told_in_the_audit_log(client: Client, settings: Settings, job: Job) -> None:
+    with WinnowClient(str(client.base_url), ensure_admin_key(settings)) as winnow:
+        winnow.decide(job.id, "keep", [2, 1])
+        latest = next(iter(winnow.audit.entries(action="verdicts.decided")))
+        assert winnow.audit.verify().intact
+    assert latest.subject == f"job {job.id}"
+    which = hashlib.sha256(np.array([1, 2], "<i8").tobytes()).hexdigest()
+    assert json.loads(latest.details) == {"verdict": "keep", "images": 2, "sha256": which}
