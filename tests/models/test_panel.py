@@ -16,7 +16,11 @@ from models.training import Forgetful, Silent, Stopped
 
 SIDE, CLASSES, TRUSTED = 12, 3, 120
 SPEC = PanelSpec(
-    detectors=("label_loss", "poison_gain", "label_agreement", "spectral_signature"), rounds=2, steps=30, final_steps=60, width=8
+    detectors=("label_loss", "poison_gain", "label_agreement", "spectral_signature"),
+    rounds=2,
+    steps=30,
+    final_steps=60,
+    width=8,
 )
 
 
