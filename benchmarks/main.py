@@ -105,6 +105,7 @@ def run(
     found = verdicts(client, stack, job.id)
     rows = detection_rows("residual", found, poisoned, result)
     rows.append(by_sign_row(offline, found, poisoned, signs))
+    rows += by_detector_rows(found, poisoned, result["detectors"])
     rows += student_rows(client, offline, signs, asked, result)
     rows += by_track_rows(offline, signs, asked)
     rows.append(row("main/minutes", "whole job < 25 min on two cores", minutes, minutes < 25, unit="min"))
@@ -145,9 +146,25 @@ def verdicts(client: WinnowClient, stack: RunningStack, job_id: str) -> dict[str
     headers = {"Authorization": f"Bearer {stack.key}", "Accept": "application/vnd.apache.parquet"}
     answer = httpx.get(f"{client.url}/v1/jobs/{job_id}/verdicts", headers=headers, timeout=60).raise_for_status()
     table = pq.read_table(pa.BufferReader(answer.content))
-    score = next(name for name in table.column_names if name.startswith("score."))  # the filter's own comes first
-    columns = {"verdict": "verdict", "p_value": "p_value", "score": score}
-    return {name: table[column].to_numpy() for name, column in columns.items()}
+    scores = [name for name in table.column_names if name.startswith("score.")]  # the filter's own comes first
+    columns = {"verdict": "verdict", "p_value": "p_value", "score": scores[0], "reasons": "reasons"}
+    found = {name: table[column].to_numpy() for name, column in columns.items()}
+    return found | {"scores": np.stack([table[name].to_numpy() for name in scores], axis=1)}
+
+
+def by_detector_rows(found: dict[str, NDArray[Any]], poisoned: gtsrb.Poisoned, names: list[str]) -> list[ClaimRow]:
+    """The share of the clean images that each detector spoke against."""
+    clean = [set(reasons) for reasons in found["reasons"][~poisoned.poison]]
+    return [
+        row(
+            f"detect/gtsrb/clean/residual/quarantined-by-{name}",
+            "shown",
+            sum(name in reasons for reasons in clean) / len(clean),
+            True,
+            n=len(clean),
+        )
+        for name in names
+    ]
 
 
 def detection_rows(
@@ -195,9 +212,9 @@ def by_sign_row(
     clean = ~poisoned.poison
     held = offline.kept.held
     low, high = interval_by_sign(
-        offline.kept.calibration_scores,
+        offline.kept.calibration,
         signs.signs[signs.reference][held],
-        found["score"][clean],
+        found["scores"][clean],
         signs.signs[signs.candidate][clean],
         alpha=ALPHA,
     )

@@ -10,6 +10,7 @@ from models.spec_fields import Spec, Width
 
 DetectorName = Literal[
     "label_loss",
+    "unchecked_loss",
     "poison_gain",
     "label_agreement",
     "spectral_signature",
@@ -26,7 +27,8 @@ class PanelSpec(Spec):
     """
 
     detectors: tuple[DetectorName, ...] = Field(
-        ("label_loss", "label_agreement"), description="each more costs the others a part of the error rate they share"
+        ("label_loss", "unchecked_loss", "label_agreement"),
+        description="each more costs the others a part of the error rate they share",
     )
     max_images: Annotated[int, Field(ge=500)] = Field(
         20_000, description="candidates and held-out images drawn to fit the panel on, at most"

@@ -19,18 +19,26 @@ from service.storage import Storage
 
 @dataclass(frozen=True, eq=False)
 class FilterArtifacts:
-    """The filter with what calibrated it: rows of the reference that no fit has seen, and their scores."""
+    """The filter with what calibrated it: rows of the reference that no fit has seen, and their scores.
+
+    calibration: (m, t), of every detector of the job, the filter's own first.
+    """
 
     filter: Filter
-    calibration_scores: NDArray[np.float32]
+    calibration: NDArray[np.float32]
     reference: str
     held: NDArray[np.int64]
+
+    @property
+    def calibration_scores(self) -> NDArray[np.float32]:
+        """Of the filter alone, (m,)."""
+        return self.calibration[:, 0]
 
 
 def save_filter(storage: Storage, prefix: str, artifacts: FilterArtifacts) -> None:
     tensors = {
         **{f"filter.{name}": np.ascontiguousarray(value) for name, value in artifacts.filter.state().items()},
-        "calibration.scores": artifacts.calibration_scores,
+        "calibration.scores": np.ascontiguousarray(artifacts.calibration),
         "calibration.rows": artifacts.held,
     }
     storage.write(f"{prefix}/filter.safetensors", save_tensors(tensors))
@@ -44,10 +52,15 @@ def load_filter(storage: Storage, prefix: str) -> FilterArtifacts:
     state = {name.removeprefix("filter."): value for name, value in tensors.items() if name.startswith("filter.")}
     return FilterArtifacts(
         Filter.load(state, meta["filter"]),
-        tensors["calibration.scores"],
+        _table(tensors["calibration.scores"]),
         meta["reference"],
         tensors["calibration.rows"],
     )
+
+
+def _table(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(m, t); a job of before there was a panel kept the filter's scores only, (m,)."""
+    return scores if scores.ndim == 2 else scores[:, None]
 
 
 def save_network(network: nn.Module) -> bytes:

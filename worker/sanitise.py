@@ -73,7 +73,7 @@ def _calibrated_on_candidates(spec: SanitiseSpec) -> SanitiseSpec:
 def _keep_filter(context: Context, fitted: Fitted, judgement: Judgement) -> None:
     sets = fitted.sets
     name = datasets.reference_of(sets.reference_version)
-    artifacts = FilterArtifacts(fitted.filter_fit.filter, judgement.calibration_scores, name, sets.held)
+    artifacts = FilterArtifacts(fitted.filter_fit.filter, judgement.calibration.scores, name, sets.held)
     save_filter(context.storage, context.artifacts, artifacts)
 
 

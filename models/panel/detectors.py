@@ -16,6 +16,7 @@ from models.detectors import (
     poison_gain,
     reconstruction_divergence,
     spectral_signature,
+    unchecked_loss,
 )
 from models.images import Images
 from models.panel.pool import FOLDS, Bools, Labels
@@ -42,6 +43,14 @@ class LabelLoss:
 
     def score(self, view: View) -> Float32s:
         return label_loss.label_loss(view.checked, view.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class UncheckedLoss:
+    """−log p(label) of the classifier of every label."""
+
+    def score(self, view: View) -> Float32s:
+        return unchecked_loss.unchecked_loss(view.believing, view.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +174,7 @@ def _copies(means: Means) -> Fitted:
 
 _FITS: dict[str, Callable[[Means], Fitted]] = {
     "label_loss": lambda means: LabelLoss(),  # noqa: ARG005
+    "unchecked_loss": lambda means: UncheckedLoss(),  # noqa: ARG005
     "poison_gain": lambda means: PoisonGain(),  # noqa: ARG005
     "label_agreement": _agreement,
     "spectral_signature": _signature,
@@ -175,6 +185,7 @@ _FITS: dict[str, Callable[[Means], Fitted]] = {
 
 MODULES = {
     "label_loss": label_loss,
+    "unchecked_loss": unchecked_loss,
     "poison_gain": poison_gain,
     "label_agreement": label_agreement,
     "spectral_signature": spectral_signature,

@@ -19,6 +19,7 @@ KINDS: dict[str, Kind] = {
     "reconstruction_error": "perturbation",
     "reconstruction_divergence": "perturbation",
     "label_loss": "label",
+    "unchecked_loss": "label",
     "label_agreement": "label",
     "poison_gain": "trigger",
     "spectral_signature": "trigger",

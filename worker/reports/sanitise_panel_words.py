@@ -18,6 +18,7 @@ NAMES = {
     "reconstruction_error": "reconstruction error",
     "reconstruction_divergence": "reconstruction divergence",
     "label_loss": "label loss",
+    "unchecked_loss": "unchecked loss",
     "label_agreement": "label agreement",
     "poison_gain": "poison gain",
     "spectral_signature": "spectral signature",
