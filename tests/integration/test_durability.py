@@ -48,7 +48,7 @@ def undisturbed(client: WinnowClient, sets: dict[str, str]) -> list[Any]:
     return decided(client, finished(client, job))
 
 
-@pytest.mark.parametrize("victim", ["child", "worker"])
+@pytest.mark.parametrize("victim", [pytest.param("child", marks=pytest.mark.slow), "worker"])
 def test_a_killed_worker_costs_neither_the_job_nor_a_verdict(
     stack: RunningStack, client: WinnowClient, sets: dict[str, str], undisturbed: list[Any], victim: str
 ) -> None:

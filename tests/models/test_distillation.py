@@ -90,6 +90,7 @@ def test_teacher_and_student_learn_the_digits(digits: tuple[Images, npt.NDArray[
     assert set(done.notes["seconds"]) == {"teacher", "soft labels", "student"}
 
 
+@pytest.mark.slow
 def test_a_small_set_is_learned_with_the_default_fit(digits: tuple[Images, npt.NDArray[np.int64]]) -> None:
     images, labels = digits
     tiny = ClassifierSpec(width=4, hidden=32)

@@ -30,6 +30,8 @@ from models.specs import SanitiseSpec
 from models.training import Forgetful, Silent
 
 PRESETS = ["hlihor-ae", "hlihor-dae", "hlihor-vae", "hlihor-dvae", "hlihor-cae", "hlihor-cvae"]
+QUICK = ("hlihor-dae", "hlihor-cvae")
+"""The others learn in the slow suite."""
 SMALL: dict[str, Any] = {"width": 8, "latent": 16, "fit": {"epochs": 12, "peak_lr": 1e-2}}
 
 
@@ -195,7 +197,7 @@ def test_only_a_denoiser_is_asked_to_remove_the_noise() -> None:
     assert loss_of(own, x, noise_std=0.2, denoising=True) == pytest.approx(0.04, rel=0.05)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS])
 def test_every_family_learns_and_goes_the_filter_s_way(
     preset: str, digits: tuple[Images, npt.NDArray[np.int64]]
 ) -> None:
