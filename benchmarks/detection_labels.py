@@ -24,7 +24,6 @@ from benchmarks.detection_setting import (
 from models.attacks.label_noise import Flip, SymmetricFlip
 from models.attacks.poisoning import poison
 from models.attacks.triggers import Blend, Patch, Stripes, Trigger
-from models.calibration import realised_rate_bounds
 from models.filtering import FilterFit
 
 ALPHA = 0.02
@@ -64,17 +63,14 @@ PANELS: dict[str, tuple[str, ...]] = {
 
 def measure(setting: Setting, kind: str) -> Iterator[Measured]:
     looked, wanted = looked_at(setting, kind), KINDS[kind][1]
-    clean = int((~looked.is_poison).sum())
     name = ("labels", kind)
     for detector in looked.names:
         column = looked.at((detector,)).candidates[:, 0]
         value = auroc(column[looked.is_poison], column[~looked.is_poison])
         yield Measured(setting.claim(*name, detector, "auroc"), value, n=len(column))
         yield from _rates(setting, looked.at((detector,)), (*name, detector), SHOWN, SHOWN)
-    objects = len(np.unique(looked.calibration_groups))  # images of one sign are worth little more than one image
-    high = realised_rate_bounds(ALPHA, objects, clean)[1]
     default = looked.at((FILTER, *setting.panel.detectors))
-    yield from _rates(setting, default, (*name, "panel"), at_least(wanted), at_most(high))
+    yield from _rates(setting, default, (*name, "panel"), at_least(wanted), at_most(ALPHA))
     yield Measured(setting.claim(*name, "panel", "seconds"), looked.panel_seconds, unit="s")
     yield Measured(setting.claim(*name, "confirmed"), looked.confirmed, n=len(looked.candidates))
     yield Measured(setting.claim(*name, "poison-confirmed"), looked.poison_confirmed, n=int(looked.is_poison.sum()))
