@@ -120,7 +120,10 @@ def test_an_alpha_that_cannot_be_promised_is_refused(
 @pytest.mark.parametrize(
     "params",
     [
-        {"preset": "badjie", "filter": {"fit": {"epochs": 1}, "width": 8}, "threshold": 0.015},
+        pytest.param(
+            {"preset": "badjie", "filter": {"fit": {"epochs": 1}, "width": 8}, "threshold": 0.015},
+            marks=pytest.mark.slow,
+        ),
         {"preset": "badjie", "filter": {"fit": {"epochs": 1}, "width": 8}, "infer_threshold": {"percentage": 90}},
         {**FAST_FILTER, "policy": {"on_flag": "reform"}, "false_quarantine_rate": 0.3},
     ],
