@@ -8,6 +8,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from models.detectors.class_features import checked_features
+
 SEES = (
     "Poison that forms a cluster of its own within its class, as a learnt trigger with a false label does: "
     "the smaller cluster of a class that splits cleanly."
@@ -57,7 +59,7 @@ class ActivationClustering:
         Raises ValueError where shapes do not fit or a value is not finite.
         Source: Chen et al. 2018, section 4. Deviations: principal for independent components; a score for a verdict.
         """
-        x = _checked(features, labels, num_classes)
+        x = checked_features(features, labels, num_classes)
         d, r = x.shape[1], min(DIMENSIONS, x.shape[1])
         mean, directions = np.zeros((num_classes, d)), np.zeros((num_classes, r, d))
         centres, weight = np.zeros((num_classes, 2, r)), np.zeros(num_classes)
@@ -76,7 +78,7 @@ class ActivationClustering:
         split: poison that 2-means left there is not to be taken for the least suspicious of all.
         Raises ValueError as `fit` does.
         """
-        x = _checked(features, labels, len(self.mean))
+        x = checked_features(features, labels, len(self.mean))
         scores = np.empty(len(x), dtype=np.float32)
         for start in range(0, len(x), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
@@ -149,12 +151,3 @@ def _belonging(smaller: Float64s, larger: Float64s) -> Float64s:
 
 def _distance(points: Float64s, centres: Float64s) -> Float64s:
     return np.asarray(np.sqrt(np.square(points - centres).sum(axis=1)), dtype=np.float64)
-
-
-def _checked(features: Floats, labels: Labels, num_classes: int) -> Float64s:
-    x = np.ascontiguousarray(features, dtype=np.float64)
-    if x.ndim != 2 or labels.shape != x.shape[:1] or not np.isfinite(x).all():
-        raise ValueError(f"features must be finite numbers of shape (n, d) and fit the labels, not {x.shape}")
-    if len(x) and not (labels.min() >= 0 and labels.max() < num_classes):
-        raise ValueError(f"labels must lie in 0 … {num_classes - 1}")
-    return x

@@ -8,6 +8,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from models.detectors.class_features import checked_features
+
 SEES = (
     "Poison that is a minority of its class and shares something that the features have learnt, above all a trigger: "
     "it pulls the spectrum of the class apart."
@@ -52,7 +54,7 @@ class SpectralSignature:
         Source: Tran et al. 2018, algorithm 1; rank > 1 after Hayase et al. 2021 (SPECTRE). Deviations: the median for
         the mean, a robust scale, and the tightest half (fast MCD, Rousseeuw & Van Driessen 1999) for their filter.
         """
-        x = _checked(features, labels, num_classes)
+        x = checked_features(features, labels, num_classes)
         if not 1 <= rank <= min(len(CHI_SQUARE_MEDIANS), x.shape[1]):
             raise ValueError(f"rank must lie between 1 and {min(len(CHI_SQUARE_MEDIANS), x.shape[1])}, not {rank}")
         fewest = FEWEST_PER_DIRECTION * rank + 1
@@ -72,7 +74,7 @@ class SpectralSignature:
 
     def score(self, features: Floats, labels: Labels) -> Float32s:
         """(n, d), (n,) to (n,), 1 for the median image of a class. Raises ValueError as `fit` does."""
-        x = _checked(features, labels, len(self.centre))
+        x = checked_features(features, labels, len(self.centre))
         scores = np.empty(len(x), dtype=np.float32)
         for start in range(0, len(x), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
@@ -146,12 +148,3 @@ def _spectral_weights(covariance: Float64s) -> Float64s:
     excess = np.clip((values - 1) / max(float(values.max()) - 1, 1.0), -1, 1)
     weights = np.exp(AMPLIFICATION * (excess - 1))
     return np.asarray(vectors * np.sqrt(weights / weights.sum()) @ vectors.T, dtype=np.float64)
-
-
-def _checked(features: Floats, labels: Labels, num_classes: int) -> Float64s:
-    x = np.ascontiguousarray(features, dtype=np.float64)
-    if x.ndim != 2 or labels.shape != x.shape[:1] or not np.isfinite(x).all():
-        raise ValueError(f"features must be finite numbers of shape (n, d) and fit the labels, not {x.shape}")
-    if len(x) and not (labels.min() >= 0 and labels.max() < num_classes):
-        raise ValueError(f"labels must lie in 0 … {num_classes - 1}")
-    return x
