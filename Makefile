@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 DATA ?= data
 PORT ?= 8080
 HOME_DIR ?= $(HOME)/.winnow
+TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format test-slow bench-main bench-detection bench-badjie bench-hlihor clean
+.PHONY: help setup demo up test test-hostile lint format test-slow bench-main bench-detection bench-badjie bench-hlihor clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -30,13 +31,16 @@ up: setup ## start the whole stack on this machine (PORT=8080, HOME_DIR=~/.winno
 	$(BIN)/winnow up --home $(HOME_DIR) --port $(PORT)
 
 test: $(VENV)/.ready-dev ## the fast suite: real broker, real worker, real HTTP
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not hostile" $(TEST_PROCESSES)
 
 test-slow: $(VENV)/.ready-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow"
 
 test-gpu: $(VENV)/.ready-dev ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m "gpu"
+
+test-hostile: $(VENV)/.ready-dev ## what an attacker, or a fuzzer, does to a running service
+	$(BIN)/python -m pytest -m "hostile"
 
 lint: $(VENV)/.ready-dev ## style, types and the direction of imports
 	$(BIN)/ruff check .
