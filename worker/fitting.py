@@ -16,16 +16,13 @@ from models.panel.sifting import starting_set, trusted_at_last
 from models.search import Trial, search_filter
 from models.specs import SanitiseSpec
 from service.errors import UnusableDataset
+from service.jobs.submit import NO_DIVERGENCE
 from worker.context import Context
 from worker.examiner import Examiner
 from worker.pooling import Listings, bounded, draw_pool, list_images
 from worker.sets import Sets
 
 FEWEST_SIFTED = 128
-NO_DIVERGENCE = (
-    "The detector reconstruction_divergence looks through the filter, which without a trusted reference is fitted "
-    "last. Give a reference, or leave the detector out."
-)
 
 
 @dataclass(frozen=True, eq=False)

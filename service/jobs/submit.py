@@ -32,6 +32,10 @@ INPUTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # type: (required,
 }
 MIN_REFERENCE_FIT = 64
 MIN_SIFTED = 1000
+NO_DIVERGENCE = (
+    "The detector reconstruction_divergence looks through the filter, which without a trusted reference is fitted "
+    "last. Give a reference, or leave the detector out."
+)
 
 
 @dataclass(frozen=True)
@@ -214,11 +218,7 @@ def check_siftable(dataset: DatasetVersion, spec: SanitiseSpec) -> None:
         )
     _refuse_lonely(dataset, "judge each image by others of its class")
     if "reconstruction_divergence" in spec.panel.detectors:
-        raise UnusableDataset(
-            "The detector reconstruction_divergence looks through the filter, which without a trusted reference is "
-            "fitted last. Give a reference, or leave the detector out.",
-            code="reference_needed",
-        )
+        raise UnusableDataset(NO_DIVERGENCE, code="reference_needed")
 
 
 def check_trainable(
