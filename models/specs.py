@@ -10,6 +10,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from models.combination import Combine
+from models.distill_specs import AbstentionSpec as AbstentionSpec
+from models.distill_specs import ClassifierSpec as ClassifierSpec
+from models.distill_specs import DistillSpec as DistillSpec
+from models.distill_specs import ExtendedSpec as ExtendedSpec
+from models.distill_specs import Method as Method
+from models.distill_specs import RobustSpec as RobustSpec
 from models.filter_specs import PRESETS as PRESETS
 from models.filter_specs import BottleneckSpec as BottleneckSpec
 from models.filter_specs import ConvolutionalSpec as ConvolutionalSpec
@@ -135,45 +141,6 @@ def _calibration(preset: dict[str, Any], given: dict[str, Any]) -> Any:
     if any(asked.get(rule) is not None for rule in CALIBRATION_RULES):
         preset = {k: v for k, v in preset.items() if k not in CALIBRATION_RULES}
     return {**preset, **asked}
-
-
-class ClassifierSpec(Spec):
-    """Residual convolutional trunk, then a fully connected head with explicit dropout masks."""
-
-    width: Width = 16
-    hidden: Annotated[int, Field(ge=8, le=4096)] = 256
-    dropout: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    augment: bool = Field(
-        True, description="small rotations, shifts, scalings and light changes while training; no flips"
-    )
-
-
-class AbstentionSpec(Spec):
-    """How the served model decides to answer null."""
-
-    alpha: Probability = Field(
-        0.01, description="share of clean inputs that may be refused, unless the request says otherwise"
-    )
-    mc_passes: Annotated[int, Field(ge=2, le=256)] = 32
-    holdout_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
-        0.1, description="share of the set held out to calibrate, where no reference is given"
-    )
-
-
-class DistillSpec(Spec):
-    """Parameters of a distill job: teacher and student at temperature T, T = 1 when served."""
-
-    temperature: Annotated[float, Field(ge=1, le=1000)] = 5.0
-    teacher: ClassifierSpec = ClassifierSpec()
-    student: ClassifierSpec = ClassifierSpec()
-    fit: FitSpec = FitSpec(
-        epochs=8, batch_size=128, optimizer="adamw", peak_lr=4e-3, weight_decay=0.02, validation_share=0.0
-    )
-    abstention: AbstentionSpec = AbstentionSpec()
-    max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.03, description="refuse to register a student this much less accurate than its teacher on the held-out images"
-    )
-    seed: Seed = 0
 
 
 class EvaluateSpec(Spec):

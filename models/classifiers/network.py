@@ -1,0 +1,91 @@
+"""One classifier over either trunk: features once, then a head under as many dropout masks as are asked for.
+
+n images, c channels, h × w pixels, d features, k dropout passes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.classifiers import plain
+from models.classifiers.layers import GRID, GridPool
+from models.classifiers.residual import residual_convolutions
+from models.seeding import derive_seed, seeded
+from models.specs import ClassifierSpec
+
+ImageShape = tuple[int, int, int]
+"""Height, width, channels."""
+
+
+class UnfitNetwork(ValueError):
+    """A kind of network that cannot take images of this size."""
+
+
+class Classifier(nn.Module):
+    """Logits of images. Dropout happens only where masks are given; train and eval mode differ in batch norm alone."""
+
+    def __init__(self, spec: ClassifierSpec, *, num_classes: int, image_shape: ImageShape) -> None:
+        super().__init__()
+        height, width, channels = image_shape
+        self.num_classes, self.feature_dim, self.dropout = num_classes, spec.hidden, spec.dropout
+        self.image_shape = image_shape
+        self.convolutions = (
+            plain.plain_convolutions(spec.width, channels)
+            if spec.kind == "plain"
+            else residual_convolutions(spec.width, channels, min(height, width))
+        )
+        with torch.no_grad():
+            maps, *grid = self.convolutions.eval()(torch.zeros(1, channels, height, width)).shape[1:]
+        self.convolutions.train()
+        whole = spec.kind == "plain" or tuple(grid) == (GRID, GRID)
+        self.pool = nn.Identity() if whole else GridPool(*grid)
+        features = maps * (grid[0] * grid[1] if whole else GRID * GRID)
+        self.hidden = (
+            plain.plain_hidden(features, spec.hidden) if spec.kind == "plain" else nn.Linear(features, spec.hidden)
+        )
+        self.out = nn.Linear(spec.hidden, num_classes)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """x: float (n, c, h, w) in [0, 1]. Logits (n, num_classes), without dropout."""
+        logits: Tensor = self.out(self.trunk(x_nchw))
+        return logits
+
+    def trunk(self, x_nchw: Tensor) -> Tensor:
+        """Features (n, d), all that a dropout mask acts on."""
+        return F.relu(self.hidden(self.pool(self.convolutions(x_nchw)).flatten(1)))
+
+    def head(self, features_nd: Tensor, masks_kd: Tensor | None) -> Tensor:
+        """Logits (k, n, num_classes) under each of the masks; (1, n, num_classes) without dropout for None."""
+        kept = features_nd[None] if masks_kd is None else features_nd[None] * masks_kd[:, None]
+        logits: Tensor = self.out(kept)
+        return logits
+
+    def dropout_logits(self, x_nchw: Tensor, rng: torch.Generator) -> Tensor:
+        """Logits (n, num_classes) with a mask of each image's own, drawn from `rng`: what training sees."""
+        features = self.trunk(x_nchw)
+        kept = torch.rand(features.shape, generator=rng, device=features.device) >= self.dropout
+        logits: Tensor = self.out(features * kept / (1 - self.dropout))
+        return logits
+
+
+def check_fits(spec: ClassifierSpec, image_shape: ImageShape) -> None:
+    """Raises UnfitNetwork where this kind of network cannot take images of that size."""
+    height, width, _ = image_shape
+    if spec.kind == "plain" and not all(plain.SMALLEST <= side <= plain.LARGEST for side in (height, width)):
+        raise UnfitNetwork(
+            f"networks of the kind plain take images of {plain.SMALLEST} to {plain.LARGEST} pixels a side, not "
+            f"{height} × {width}; ingest at another size, or take the kind residual"
+        )
+
+
+def build_classifier(spec: ClassifierSpec, *, num_classes: int, image_shape: ImageShape, seed: int) -> Classifier:
+    """A new network for images of `image_shape` (h, w, c), sides of 8 to 256 pixels; the same for the same seed.
+
+    Raises UnfitNetwork.
+    """
+    check_fits(spec, image_shape)
+    with seeded(derive_seed(seed, "classifier")):
+        network = Classifier(spec, num_classes=num_classes, image_shape=image_shape)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,123 @@
+"""What a distill job's `params` may say: method, networks, temperature, fit, abstention; the papers' as presets.
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from models.spec_fields import EpsLinf, FitSpec, Probability, Seed, Spec, Width
+
+Method = Literal["defensive", "extended", "robust"]
+DistillPreset = Literal["default", "badjie", "papernot-mnist", "papernot-cifar10"]
+
+
+class ClassifierSpec(Spec):
+    """A convolutional trunk, then fully connected layers with explicit dropout masks on the last."""
+
+    kind: Literal["residual", "plain"] = Field(
+        "residual", description="residual: blocks with batch norm; plain: Papernot's, for images of 16 to 64 pixels"
+    )
+    width: Width = 16
+    hidden: Annotated[int, Field(ge=8, le=4096)] = 256
+    dropout: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    augment: bool = Field(
+        True, description="small rotations, shifts, scalings and light changes while training; no flips"
+    )
+
+
+class AbstentionSpec(Spec):
+    """How the served model decides to answer null."""
+
+    alpha: Probability = Field(
+        0.01, description="share of clean inputs that may be refused, unless the request says otherwise"
+    )
+    mc_passes: Annotated[int, Field(ge=2, le=256)] = 32
+    holdout_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.1, description="share of the set held out to calibrate, where no reference is given"
+    )
+
+
+class ExtendedSpec(Spec):
+    """The outlier class of the method `extended`: a teacher's uncertain images teach it (Papernot & McDaniel 2017)."""
+
+    mc_passes: Annotated[int, Field(ge=2, le=256)] = Field(32, description="dropout passes of the teacher")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="how much of its mass the most uncertain image gives to the outlier class; the others in part"
+    )
+
+
+class RobustSpec(Spec):
+    """The adversary of the method `robust` (Goldblum et al. 2020)."""
+
+    eps_linf: EpsLinf = 0.01
+    attack: Literal["fast", "pgd"] = Field(
+        "fast",
+        description="fast: one step of 1.25 eps from a random start (Wong et al. 2020); pgd: `steps` of 2.5 eps/steps",
+    )
+    steps: Annotated[int, Field(ge=1, le=100)] = Field(7, description="of pgd, also where fast has overfitted")
+    clean_weight: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.25, description="share of the clean cross-entropy in the loss; the rest is T²·KL on perturbed images"
+    )
+
+
+class DistillSpec(Spec):
+    """Parameters of a distill job: teacher and student at temperature T, T = 1 when served. `preset` fills the rest."""
+
+    preset: DistillPreset = "default"
+    method: Method = Field(
+        "defensive",
+        description="defensive: soft labels; extended: and an outlier class; robust: on perturbed images",
+    )
+    temperature: Annotated[float, Field(ge=1, le=1000)] = 5.0
+    teacher: ClassifierSpec = ClassifierSpec()
+    student: ClassifierSpec = ClassifierSpec()
+    fit: FitSpec = FitSpec(
+        epochs=8, batch_size=128, optimizer="adamw", peak_lr=4e-3, weight_decay=0.02, validation_share=0.0
+    )
+    extended: ExtendedSpec = ExtendedSpec()
+    robust: RobustSpec = RobustSpec()
+    abstention: AbstentionSpec = AbstentionSpec()
+    max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.03, description="refuse to register a student this much less accurate than its teacher on the held-out images"
+    )
+    seed: Seed = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        """Lay `given` over the preset, section by section."""
+        if not isinstance(given, dict):
+            return given
+        preset = DISTILL_PRESETS.get(str(given.get("preset", "default")), {})
+        merged = {**preset, **given}
+        for section, base in preset.items():
+            if isinstance(base, dict) and isinstance(given.get(section), dict):
+                merged[section] = {**base, **given[section]}
+        return merged
+
+
+_MNIST = {"kind": "plain", "width": 32, "hidden": 200, "dropout": 0.5, "augment": False}
+_CIFAR10 = {"kind": "plain", "width": 64, "hidden": 256, "dropout": 0.5, "augment": False}
+_PAPERNOT_FIT = {"epochs": 50, "batch_size": 128, "optimizer": "sgd", "weight_decay": 0.0, "validation_share": 0.0}
+
+DISTILL_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "badjie": {"method": "defensive", "temperature": 5.0},
+    "papernot-mnist": {
+        "temperature": 20.0,
+        "teacher": _MNIST,
+        "student": _MNIST,
+        "fit": {**_PAPERNOT_FIT, "peak_lr": 0.1},
+    },
+    "papernot-cifar10": {
+        "temperature": 20.0,
+        "teacher": _CIFAR10,
+        "student": _CIFAR10,
+        "fit": {**_PAPERNOT_FIT, "peak_lr": 0.01},
+    },
+}
+"""Papernot et al. 2016, tables I and II: networks, batches, rates and epochs. Badjie et al.: T = 5."""
