@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Images = NDArray[np.uint8]
 """uint8 (n, h, w, c)."""
-Answers = NDArray[np.float64]
+Told = NDArray[np.float64]
 """(n, …): all that is said of each of n images."""
 
 PIXELS_A_CALL = 32 * 64 * 64
@@ -26,7 +26,7 @@ def largest_batch(asked: int, image_shape: tuple[int, int, int]) -> int:
     return 1 << (bound.bit_length() - 1)
 
 
-def trusted_sizes(judge: Callable[[Images], Answers], probe: Images) -> tuple[int, ...]:
+def trusted_sizes(judge: Callable[[Images], Told], probe: Images) -> tuple[int, ...]:
     """The powers of two up to len(probe) at which `judge` says of every probe image, bit for bit, the same; falling.
 
     Kernels may add in another order at another batch size or place in the batch, and an image near a threshold would

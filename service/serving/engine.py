@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from service.db import Database
-from service.references import ModelRef
+from service.errors import WinnowError
+from service.references import ModelRef, parse_model_ref
 from service.registry.bundle import load
 from service.registry.repository import resolve
 from service.serving.admission import Gate
+from service.serving.answers import DEFAULTS, Answers, Observed, Options, Prediction
 from service.serving.batches import Images
-from service.serving.errors import EngineClosed
+from service.serving.errors import BadImages, DeadlineExceeded, EngineClosed
 from service.serving.inputs import Source
 from service.serving.loaded import Key, Loaded
-from service.serving.predict import Prediction, Predictor
+from service.serving.predict import Predictor
 from service.serving.sessions import Runtime, look, plan_providers
 from service.settings import Settings
 from service.storage import Storage
@@ -54,6 +57,8 @@ class Engine:
         self._computing = ThreadPoolExecutor(WORKERS, thread_name_prefix="predict")
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="load-model")  # traffic goes on meanwhile
         self._closed = False
+        self.watchers: list[Callable[[Observed], None]] = []
+        self.refusals: list[Callable[[str, WinnowError], None]] = []
 
     def close(self) -> None:
         """Finish what is being computed, drop what waits, let the models go."""
@@ -62,11 +67,43 @@ class Engine:
             pool.shutdown(wait=True, cancel_futures=True)
         self._loaded.clear()
 
-    def admit(self) -> AbstractContextManager[None]:
+    def admit(self, *, tenant: str = "") -> AbstractContextManager[None]:  # noqa: ARG002 - shares come with the batcher
         """A place for one request, from before its body is read until its answer is made. Raises QueueFull."""
         if self._closed:
             raise _closed()
         return self._gate.enter()
+
+    async def infer(
+        self,
+        model: str | ModelRef,
+        images: Images,
+        options: Options = DEFAULTS,
+        *,
+        tenant: str = "",
+        deadline: float | None = None,
+    ) -> Answers:
+        """What one version says of images uint8 (n, h, w, c) of its shape. deadline: of time.monotonic()."""
+        found = await self.model(model)
+        if images.ndim != 4 or images.shape[1:] != found.image_shape or not len(images):
+            raise BadImages(
+                f"The images have shape {images.shape}; {found.reference} takes (n, "
+                f"{', '.join(map(str, found.image_shape))}), n at least 1.",
+                code="bad_image_shape",
+            )
+        if deadline is not None and time.monotonic() >= deadline:
+            raise DeadlineExceeded("The deadline passed before the images were looked at.")
+        alpha = found.alpha if options.alpha is None else options.alpha
+        found.check_alpha(alpha)
+        answers = await self._in(self._computing, lambda: found.predict(images, alpha=alpha))
+        for watch in self.watchers:
+            watch(Observed(tenant, images, options, answers))
+        return answers
+
+    async def model(self, reference: str | ModelRef) -> Predictor:
+        """The version that the reference means, loaded if need be."""
+        key = await asyncio.to_thread(self._resolve, reference)
+        model = self._loaded.peek(key)
+        return await self._in(self._loading, lambda: self._loaded.get(key)) if model is None else model
 
     async def predict(
         self, reference: str | ModelRef, open_source: Callable[[Shape], Source], *, alpha: float | None
@@ -75,22 +112,19 @@ class Engine:
 
         Works batch by batch, so that memory stays flat and no request keeps the others waiting for longer than one.
         """
-        key = await asyncio.to_thread(self._resolve, reference)
-        model = self._loaded.peek(key)
-        if model is None:
-            model = await self._in(self._loading, lambda: self._loaded.get(key))
-        return await self._predict(str(ModelRef(*key)), model, open_source, model.alpha if alpha is None else alpha)
-
-    async def _predict(
-        self, name: str, model: Predictor, open_source: Callable[[Shape], Source], alpha: float
-    ) -> Answer:
-        model.check_alpha(alpha)
-        source = await self._in(self._computing, lambda: open_source(model.image_shape))
+        model = await self.model(reference)
+        name = parse_model_ref(model.reference)
+        model.check_alpha(model.alpha if alpha is None else alpha)
+        source = await self.off_loop(lambda: open_source(model.image_shape))
         batches = source.batches(model.batch)
         predictions: list[Prediction] = []
-        while found := await self._in(self._computing, lambda: _next_batch(model, batches, alpha)):
-            predictions += found
-        return Answer(name, model.digest, alpha, predictions)
+        while (images := await self.off_loop(lambda: next(batches, None))) is not None:
+            predictions += (await self.infer(name, images, Options(alpha))).predictions()
+        return Answer(model.reference, model.digest, model.alpha if alpha is None else alpha, predictions)
+
+    async def off_loop(self, work: Callable[[], ResultT]) -> ResultT:
+        """Run blocking work, such as decoding an image, in a thread of the engine's."""
+        return await self._in(self._computing, work)
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], ResultT]) -> ResultT:
         try:
@@ -108,13 +142,8 @@ class Engine:
         with self._database.session() as session:
             row = resolve(session, ModelRef(*key))
         bundle = load(self._storage, row.prefix, row.files)
-        return Predictor(bundle, self._runtime, batch=self._settings.predict_batch)
-
-
-def _next_batch(model: Predictor, batches: Iterator[Images], alpha: float) -> list[Prediction]:
-    """Decode and predict; nothing when there are no more."""
-    images = next(batches, None)
-    return [] if images is None else model.predict(images, alpha=alpha)
+        batch = self._settings.predict_batch
+        return Predictor(bundle, self._runtime, name=row.name, version=row.version, batch=batch)
 
 
 def _closed() -> EngineClosed:

@@ -53,6 +53,12 @@ class QueueFull(Unavailable):
     code = "queue_full"
 
 
+class DeadlineExceeded(Unavailable):
+    """The request could not be answered in the time it had; nothing was computed, or it is thrown away."""
+
+    code = "deadline_exceeded"
+
+
 class BodyTooSlow(Unavailable):
     """The body did not arrive in time; its place in the queue is needed."""
 

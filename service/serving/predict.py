@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.abstention import Decision, Reason, decide
+from models.abstention import Decision, decide
 from models.calibration import AlphaTooSmall, check_alpha
+from service.references import ModelRef
 from service.registry.bundle import DETECTOR, STUDENT, Bundle
-from service.serving.batches import Answers, Images, calls, largest_batch, padded, probe_images, trusted_sizes
+from service.serving.answers import Answers, Timing
+from service.serving.batches import Images, Told, calls, largest_batch, padded, probe_images, trusted_sizes
 from service.serving.errors import AlphaNotPromised, AlphaOutOfRange, ModelFault
 from service.serving.sessions import Runtime
-
-
-@dataclass(frozen=True, slots=True)
-class UncertaintyOf:
-    """Of one image, in nats."""
-
-    entropy: float
-    mutual_information: float
-    kl: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """What is said of one image. Without a label there is a reason; the probabilities are given either way."""
-
-    label: str | None
-    index: int | None
-    abstained: bool
-    reason: Reason | None
-    p_value: float
-    probabilities: NDArray[np.float32]
-    uncertainty: UncertaintyOf
 
 
 class Predictor:
     """Ready when made: its networks are open, warm, and have shown at which batch sizes they answer alike."""
 
-    def __init__(self, bundle: Bundle, runtime: Runtime, *, batch: int) -> None:
+    def __init__(self, bundle: Bundle, runtime: Runtime, *, name: str, version: int, batch: int) -> None:
         """Raises ModelFault where a network cannot be run, or answers what no such network would."""
+        self.name = name
+        self.version = version
+        self.reference = str(ModelRef(name, version))
         self.classes = bundle.classes
         self.image_shape = bundle.image_shape
         self.digest = bundle.digest
@@ -76,14 +60,15 @@ class Predictor:
         except ValueError as error:
             raise AlphaOutOfRange(f"α = {alpha} is no share of images: it must be above 0 and below 1.") from error
 
-    def predict(self, images: Images, *, alpha: float) -> list[Prediction]:
-        """One prediction an image, whatever the images around it. Raises as `check_alpha`, and ModelFault."""
+    def predict(self, images: Images, *, alpha: float) -> Answers:
+        """The same of an image whatever the images around it. Raises as `check_alpha`, and ModelFault."""
         self.check_alpha(alpha)
-        predictions: list[Prediction] = []
+        began = time.monotonic()
+        found: list[tuple[Decision, int]] = []
         for rows, size in calls(len(images), self.sizes):
             probabilities, scores = self._scores(padded(images[rows], size))
-            predictions += self._told(self._decide(probabilities, scores, alpha), rows.stop - rows.start)
-        return predictions
+            found.append((self._decide(probabilities, scores, alpha), rows.stop - rows.start))
+        return self._told(found, alpha, time.monotonic() - began)
 
     def _decide(self, probabilities: NDArray[np.float32], scores: NDArray[np.float32] | None, alpha: float) -> Decision:
         """The decision on two rows or more: on one, numpy adds over the passes in another order, and bits differ."""
@@ -102,7 +87,7 @@ class Predictor:
         _check(DETECTOR, scores, (len(images),))
         return probabilities, scores
 
-    def _judge(self, images: Images) -> Answers:
+    def _judge(self, images: Images) -> Told:
         """All that is said of each image as one row of numbers; what `trusted_sizes` compares."""
         probabilities, scores = self._scores(images)
         if not np.allclose(probabilities.sum(axis=-1), 1, atol=1e-3):
@@ -114,31 +99,25 @@ class Predictor:
         each = np.moveaxis(probabilities, 1, 0).reshape(n, -1)
         return np.column_stack([rows, each] if scores is None else [rows, each, scores])
 
-    def _told(self, decision: Decision, count: int) -> list[Prediction]:
-        unsure = decision.uncertainty
-        rows = zip(
-            decision.label_index.tolist(),
-            decision.reason,
-            decision.p_value.tolist(),
-            unsure.mean_probabilities.astype(np.float32),
-            unsure.entropy.tolist(),
-            unsure.mutual_information.tolist(),
-            unsure.kl.tolist(),
-            strict=True,
+    def _told(self, found: list[tuple[Decision, int]], alpha: float, seconds: float) -> Answers:
+        def joined(column: Callable[[Decision], NDArray[Any]]) -> NDArray[Any]:
+            return np.concatenate([column(decision)[:count] for decision, count in found])
+
+        return Answers(
+            model=self.reference,
+            bundle=self.digest,
+            alpha=alpha,
+            classes=self.classes,
+            probabilities=joined(lambda d: d.uncertainty.mean_probabilities).astype(np.float32),
+            index=joined(lambda d: d.label_index),
+            abstained=joined(lambda d: d.abstained),
+            reason=[reason for decision, count in found for reason in decision.reason[:count]],
+            p_value=joined(lambda d: d.p_value),
+            entropy=joined(lambda d: d.uncertainty.entropy),
+            mutual_information=joined(lambda d: d.uncertainty.mutual_information),
+            kl=joined(lambda d: d.uncertainty.kl),
+            timing=Timing(0.0, seconds, max(count for _, count in found)),
         )
-        told = [
-            Prediction(
-                label=self.classes[index] if reason is None else None,
-                index=index if reason is None else None,
-                abstained=reason is not None,
-                reason=reason,
-                p_value=p_value,
-                probabilities=probabilities,
-                uncertainty=UncertaintyOf(entropy, information, kl),
-            )
-            for index, reason, p_value, probabilities, entropy, information, kl in rows
-        ]
-        return told[:count]
 
 
 def _check(name: str, values: NDArray[np.float32], shape: tuple[int, ...]) -> None:

@@ -32,13 +32,14 @@ from models.abstention import calibrate_abstention, uncertainty
 from models.calibration import conformal_p_values, realised_rate_bounds
 from service.registry.bundle import CALIBRATION, CARD, DETECTOR, STUDENT, load, publish
 from service.registry.calibration import McDropout, ServingCalibration
+from service.serving.answers import Prediction
 from service.serving.batches import probe_images
 from service.serving.errors import (
     AlphaNotPromised,
     AlphaOutOfRange,
     ModelFault,
 )
-from service.serving.predict import Prediction, Predictor
+from service.serving.predict import Predictor
 from service.serving.sessions import CPU, Plan, Runtime
 from service.storage import LocalStorage
 
@@ -52,12 +53,18 @@ def storage(tmp_path: Path) -> LocalStorage:
 
 def predictor_of(storage: LocalStorage, files: dict[str, bytes], *, batch: int = 64) -> Predictor:
     digests = publish(storage, "models/tiny/job-1", files)
-    return Predictor(load(storage, "models/tiny/job-1", digests), Runtime(CPU_PLAN, threads=1), batch=batch)
+    return Predictor(
+        load(storage, "models/tiny/job-1", digests), Runtime(CPU_PLAN, threads=1), name="tiny", version=1, batch=batch
+    )
 
 
 @pytest.fixture
 def predictor(storage: LocalStorage) -> Predictor:
     return predictor_of(storage, bundle_files())
+
+
+def predicted(predictor: Predictor, images: NDArray[np.uint8], *, alpha: float) -> list[Prediction]:
+    return predictor.predict(images, alpha=alpha).predictions()
 
 
 def told(prediction: Prediction) -> bytes:
@@ -69,7 +76,7 @@ def test_numbers_are_those_worked_out_by_hand(predictor: Predictor) -> None:
     images, _ = clean_images(70, seed=2)
     abstention = calibration().abstention
     wanted = uncertainty(probabilities_by_hand(images), abstention.profiles)
-    found = predictor.predict(images, alpha=ALPHA)
+    found = predicted(predictor, images, alpha=ALPHA)
     np.testing.assert_allclose([p.probabilities for p in found], wanted.mean_probabilities, atol=1e-5)
     np.testing.assert_allclose([p.uncertainty.entropy for p in found], wanted.entropy, atol=1e-5)
     np.testing.assert_allclose([p.uncertainty.kl for p in found], wanted.kl, atol=1e-5)
@@ -80,7 +87,7 @@ def test_numbers_are_those_worked_out_by_hand(predictor: Predictor) -> None:
 
 def test_clean_images_get_their_label_and_null_no_more_often_than_alpha_allows(predictor: Predictor) -> None:
     images, labels = clean_images(2000, seed=4)
-    found = predictor.predict(images, alpha=ALPHA)
+    found = predicted(predictor, images, alpha=ALPHA)
     low, high = realised_rate_bounds(ALPHA, calibration().abstention.n, len(images), confidence=0.999)
     assert low <= np.mean([p.abstained for p in found]) <= high
     answered = [(p, label) for p, label in zip(found, labels, strict=True) if not p.abstained]
@@ -91,7 +98,7 @@ def test_clean_images_get_their_label_and_null_no_more_often_than_alpha_allows(p
     ("images", "reason"), [(grey_images(20), "uncertain"), (striped_images(20, seed=6), "perturbed")]
 )
 def test_null_says_why(predictor: Predictor, images: NDArray[np.uint8], reason: str) -> None:
-    for prediction in predictor.predict(images, alpha=ALPHA):
+    for prediction in predicted(predictor, images, alpha=ALPHA):
         assert (prediction.label, prediction.index, prediction.abstained) == (None, None, True)
         assert prediction.reason == reason
         assert prediction.p_value <= ALPHA
@@ -100,12 +107,12 @@ def test_null_says_why(predictor: Predictor, images: NDArray[np.uint8], reason: 
 
 def test_without_a_detector_only_uncertainty_refuses(storage: LocalStorage) -> None:
     predictor = predictor_of(storage, bundle_files(detector=False))
-    assert {p.reason for p in predictor.predict(grey_images(5), alpha=ALPHA)} == {"uncertain"}
+    assert {p.reason for p in predicted(predictor, grey_images(5), alpha=ALPHA)} == {"uncertain"}
     striped = striped_images(50, seed=6)
     abstention = calibration(detector=False).abstention
     kl = uncertainty(probabilities_by_hand(striped), abstention.profiles).kl
     wanted = conformal_p_values(kl, abstention.kl_scores)
-    found = [p.p_value for p in predictor.predict(striped, alpha=ALPHA)]
+    found = [p.p_value for p in predicted(predictor, striped, alpha=ALPHA)]
     np.testing.assert_allclose(found, wanted, atol=2 / abstention.n)
     assert scores_by_hand(striped).min() > scores_by_hand(clean_images(500, 1)[0]).max(), (
         "a detector would have seen it"
@@ -114,7 +121,7 @@ def test_without_a_detector_only_uncertainty_refuses(storage: LocalStorage) -> N
 
 def test_alpha_moves_the_line(predictor: Predictor) -> None:
     images, _ = clean_images(1000, seed=8)
-    shares = [np.mean([p.abstained for p in predictor.predict(images, alpha=alpha)]) for alpha in (0.01, 0.1, 0.5)]
+    shares = [np.mean([p.abstained for p in predicted(predictor, images, alpha=alpha)]) for alpha in (0.01, 0.1, 0.5)]
     assert shares[0] < shares[1] < shares[2]
 
 
@@ -122,17 +129,19 @@ def test_alpha_below_what_calibration_can_promise_is_refused_with_the_smallest(p
     n = calibration().abstention.n
     assert n <= CALIBRATION_IMAGES
     with pytest.raises(AlphaNotPromised) as refusal:
-        predictor.predict(grey_images(1), alpha=0.9 / (n + 1))
+        predicted(predictor, grey_images(1), alpha=0.9 / (n + 1))
     smallest = refusal.value.details["smallest_alpha"]
     assert smallest == pytest.approx(1 / (n + 1))
     assert str(smallest) in refusal.value.message
-    assert predictor.predict(grey_images(1), alpha=float(str(smallest)))[0].p_value > 0, "what is offered is accepted"
+    assert predicted(predictor, grey_images(1), alpha=float(str(smallest)))[0].p_value > 0, (
+        "what is offered is accepted"
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_alpha_that_is_no_share_is_refused(predictor: Predictor, alpha: float) -> None:
     with pytest.raises(AlphaOutOfRange):
-        predictor.predict(grey_images(1), alpha=alpha)
+        predicted(predictor, grey_images(1), alpha=alpha)
 
 
 # Batch invariance, on the networks that are really served
@@ -182,15 +191,15 @@ def real_files() -> dict[str, bytes]:
 def test_an_image_gets_the_same_answer_alone_and_in_any_company(storage: LocalStorage, threads: int) -> None:
     digests = publish(storage, "models/real/job-1", real_files())
     bundle = load(storage, "models/real/job-1", digests)
-    predictor = Predictor(bundle, Runtime(CPU_PLAN, threads=threads), batch=32)
+    predictor = Predictor(bundle, Runtime(CPU_PLAN, threads=threads), name="real", version=1, batch=32)
     rng = np.random.default_rng(11)
     image = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
-    alone = told(predictor.predict(image, alpha=0.1)[0])
+    alone = told(predicted(predictor, image, alpha=0.1)[0])
     for _ in range(50):
         company = rng.integers(0, 256, (int(rng.integers(0, 80)), 32, 32, 3), dtype=np.uint8)
         place = int(rng.integers(0, len(company) + 1))
         batch = np.concatenate([company[:place], image, company[place:]])
-        assert told(predictor.predict(batch, alpha=0.1)[place]) == alone
+        assert told(predicted(predictor, batch, alpha=0.1)[place]) == alone
 
 
 def test_sizes_are_padded_to_where_they_must_be(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,11 +207,13 @@ def test_sizes_are_padded_to_where_they_must_be(storage: LocalStorage, monkeypat
     predictor = predictor_of(storage, bundle_files())
     monkeypatch.setattr(predictor, "sizes", (16,))
     images, _ = clean_images(37, seed=3)
-    whole = predictor.predict(images, alpha=ALPHA)
+    whole = predicted(predictor, images, alpha=ALPHA)
     assert len(whole) == 37
     monkeypatch.setattr(predictor, "sizes", (1,))
     np.testing.assert_allclose(
-        [p.probabilities for p in whole], [p.probabilities for p in predictor.predict(images, alpha=ALPHA)], atol=1e-6
+        [p.probabilities for p in whole],
+        [p.probabilities for p in predicted(predictor, images, alpha=ALPHA)],
+        atol=1e-6,
     )
 
 
