@@ -24,13 +24,18 @@ class UnfitNetwork(ValueError):
 
 
 class Classifier(nn.Module):
-    """Logits of images. Dropout happens only where masks are given; train and eval mode differ in batch norm alone."""
+    """Logits of images. Dropout happens only where masks are given; train and eval mode differ in batch norm alone.
 
-    def __init__(self, spec: ClassifierSpec, *, num_classes: int, image_shape: ImageShape) -> None:
+    With an outlier class there is one logit more: training sees it, `outlier_gap` tells of it, no answer names it.
+    """
+
+    def __init__(
+        self, spec: ClassifierSpec, *, num_classes: int, image_shape: ImageShape, outlier_class: bool = False
+    ) -> None:
         super().__init__()
         height, width, channels = image_shape
         self.num_classes, self.feature_dim, self.dropout = num_classes, spec.hidden, spec.dropout
-        self.image_shape = image_shape
+        self.image_shape, self.outlier_class = image_shape, outlier_class
         self.convolutions = (
             plain.plain_convolutions(spec.width, channels)
             if spec.kind == "plain"
@@ -45,12 +50,11 @@ class Classifier(nn.Module):
         self.hidden = (
             plain.plain_hidden(features, spec.hidden) if spec.kind == "plain" else nn.Linear(features, spec.hidden)
         )
-        self.out = nn.Linear(spec.hidden, num_classes)
+        self.out = nn.Linear(spec.hidden, num_classes + outlier_class)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         """x: float (n, c, h, w) in [0, 1]. Logits (n, num_classes), without dropout."""
-        logits: Tensor = self.out(self.trunk(x_nchw))
-        return logits
+        return self._known(self.out(self.trunk(x_nchw)))
 
     def trunk(self, x_nchw: Tensor) -> Tensor:
         """Features (n, d), all that a dropout mask acts on."""
@@ -59,15 +63,34 @@ class Classifier(nn.Module):
     def head(self, features_nd: Tensor, masks_kd: Tensor | None) -> Tensor:
         """Logits (k, n, num_classes) under each of the masks; (1, n, num_classes) without dropout for None."""
         kept = features_nd[None] if masks_kd is None else features_nd[None] * masks_kd[:, None]
-        logits: Tensor = self.out(kept)
+        return self._known(self.out(kept))
+
+    def outlier_gap(self, features_nd: Tensor) -> Tensor:
+        """The outlier class's log odds against all the others together, (n,), without dropout.
+
+        Raises ValueError for a network without that class.
+        """
+        if not self.outlier_class:
+            raise ValueError("this network has no outlier class")
+        logits: Tensor = self.out(features_nd)
+        return logits[:, -1] - logits[:, :-1].logsumexp(dim=1)
+
+    def training_logits(self, x_nchw: Tensor, rng: torch.Generator | None) -> Tensor:
+        """All logits (n, num_classes, or one more); with dropout in train mode, drawn from `rng` where there is one."""
+        if self.training and rng is not None:
+            return self.dropout_logits(x_nchw, rng)
+        logits: Tensor = self.out(self.trunk(x_nchw))
         return logits
 
     def dropout_logits(self, x_nchw: Tensor, rng: torch.Generator) -> Tensor:
-        """Logits (n, num_classes) with a mask of each image's own, drawn from `rng`: what training sees."""
+        """All logits (n, num_classes, or one more) with a mask of each image's own, drawn from `rng`."""
         features = self.trunk(x_nchw)
         kept = torch.rand(features.shape, generator=rng, device=features.device) >= self.dropout
         logits: Tensor = self.out(features * kept / (1 - self.dropout))
         return logits
+
+    def _known(self, logits: Tensor) -> Tensor:
+        return logits[..., : self.num_classes] if self.outlier_class else logits
 
 
 def check_fits(spec: ClassifierSpec, image_shape: ImageShape) -> None:
@@ -80,12 +103,14 @@ def check_fits(spec: ClassifierSpec, image_shape: ImageShape) -> None:
         )
 
 
-def build_classifier(spec: ClassifierSpec, *, num_classes: int, image_shape: ImageShape, seed: int) -> Classifier:
+def build_classifier(
+    spec: ClassifierSpec, *, num_classes: int, image_shape: ImageShape, seed: int, outlier_class: bool = False
+) -> Classifier:
     """A new network for images of `image_shape` (h, w, c), sides of 8 to 256 pixels; the same for the same seed.
 
     Raises UnfitNetwork.
     """
     check_fits(spec, image_shape)
     with seeded(derive_seed(seed, "classifier")):
-        network = Classifier(spec, num_classes=num_classes, image_shape=image_shape)
+        network = Classifier(spec, num_classes=num_classes, image_shape=image_shape, outlier_class=outlier_class)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
