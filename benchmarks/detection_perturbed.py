@@ -18,10 +18,11 @@ from benchmarks.attackers import Attack
 from benchmarks.datasets import split
 from benchmarks.detection_record import SHOWN, Bar, Measured, at_least, share
 from benchmarks.detection_setting import Setting, auroc, fitted_filter, shown
-from models.attacks.adaptive import adaptive_pgd
+from models.attacks.adaptive import adaptive_attack
 from models.attacks.carlini_wagner import carlini_wagner
 from models.attacks.deepfool import deepfool
 from models.attacks.gradient import fgsm, ifgsm, pgd
+from models.attacks.guarded import Guarded
 from models.attacks.saliency import jsma_untargeted
 from models.calibration import conformal_p_values, threshold_at_fpr
 from models.detectors.residual_energy import residual_energy
@@ -207,26 +208,20 @@ def _adaptive(scene: Scene) -> Iterator[Measured]:
     def detector(x: torch.Tensor) -> torch.Tensor:
         return residual_energy(scene.filter.network(x))
 
-    for weight in (0.0, 1.0, 10.0):
+    defence = Guarded(network, detector, threshold)
+    for restarts in (1, 3, 9):
 
-        def attack(net: nn.Module, x: torch.Tensor, y: torch.Tensor, weight: float = weight) -> torch.Tensor:
-            return adaptive_pgd(
-                net,
-                detector,
-                x,
-                y,
-                threshold=threshold,
-                weight=weight,
+        def attack(_: nn.Module, x: torch.Tensor, y: torch.Tensor, restarts: int = restarts) -> torch.Tensor:
+            return adaptive_attack(
+                *(defence, x, y),
                 eps_linf=0.01,
-                step_linf=1 / 255,
-                steps=10 if scene.setting.quick else 30,
-                restarts=1,
-                confidence=2.0,
+                steps=10 if scene.setting.quick else 40,
+                restarts=restarts,
                 rng=torch.Generator().manual_seed(scene.setting.seed),
             )
 
         made = attackers.attacked(network, images, labels, attack)
-        claim = (f"adaptive-0.01-weight-{weight:g}", "bottlenecks")
+        claim = (f"adaptive-0.01-restarts-{restarts}", "bottlenecks")
         yield from scene.rows(claim, made, (SHOWN, SHOWN))
         yield scene.fooled(claim, network, made, labels)
         silent = conformal_p_values(scene.filter.score(made), scene.calibration) > ALPHA

@@ -60,7 +60,7 @@ DETECTORS = {
 RATES = {f"α = {alpha}": f"fpr-at-{alpha}" for alpha in ("0.01", "0.05", "0.1")} | {
     f"discoveries, {rate}": f"fdr-at-{rate}" for rate in ("0.05", "0.1")
 }
-WEIGHTS = {f"weight {weight}": f"adaptive-0.01-weight-{weight}" for weight in (0, 1, 10)}
+RESTARTS = {f"{count} restarts": f"adaptive-0.01-restarts-{count}" for count in (1, 3, 9)}
 PROCESSED = {"JPEG 95": "ifgsm-0.01-jpeg-95", "blur 0.5 px": "ifgsm-0.01-blur-0.5px"}
 
 TABLES: dict[str, Table] = {
@@ -93,7 +93,7 @@ TABLES: dict[str, Table] = {
     "adaptive": Table(
         "detection",
         "flagged at 1 % / fooled / fooled and not flagged",
-        WEIGHTS,
+        RESTARTS,
         (
             ("detect/{set}/{line}/[^/]+/tpr-at-1%", min),
             ("detect/{set}/{line}/[^/]+/fooled", max),

@@ -1,112 +1,193 @@
-"""The attacker who knows the detector: PGD that wants the classifier wrong and the detector silent at once.
+"""The attacker who knows everything: he wants the answer wrong and every detector silent, at once.
 
-n images: x float (n, c, h, w) in [0, 1]; y int64 (n,), the labels to move away from; a model gives logits (n, classes),
-a detector scores (n,), higher is more suspicious. Both run in eval mode and are left as they were found.
+n images: x float (n, c, h, w) in [0, 1]; y int64 (n,), the labels to move away from. What defends runs in the mode it
+is in, and nothing of it is changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.attacks.eight_bit import linf_box, seen_in_8bit
-from models.attacks.gradient import evaluating, margin, to_8bit
+from models.attacks.gradient import to_8bit
 
-Score = Callable[[Tensor], Tensor]
-"""(n, c, h, w) to (n,), differentiable; an image's score must not depend on its batch."""
+Defence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x, y) to margins (n,), positive where the answer is wrong, and (n, t), by how much each of t detectors' scores
+exceeds its limit, in units of the limit: positive where it speaks. Differentiable; an image's numbers must not depend
+on its batch. A random defence is attacked in expectation where it averages over draws of its own."""
+
+Schedule = Literal["lagrangian", "selective", "orthogonal"]
+SCHEDULES: tuple[Schedule, ...] = ("lagrangian", "selective", "orthogonal")
+LEVEL = 1 / 255
+STEPS_LINF = (2 * LEVEL, LEVEL, LEVEL / 2, LEVEL / 4)
+"""Root mean square of the first step over the pixels; the last step is a tenth of it."""
+SLACK = 0.05
+"""How far below its limit a score is pressed."""
+FIRST_WEIGHT, WEIGHT_UP, WEIGHT_DOWN = 1.0, 1.15, 0.9
+LARGEST_WEIGHT = 1e4
+TINY = 1e-12
+
+
+def adaptive_attack(
+    defence: Defence,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps_linf: float,
+    steps: int,
+    restarts: int,
+    confidence: float = 0.5,
+    schedules: tuple[Schedule, ...] = SCHEDULES,
+    steps_linf: tuple[float, ...] = STEPS_LINF,
+    eight_bit: bool = True,
+    rng: torch.Generator,
+) -> Tensor:
+    """Per image the best met in the eps box: fooling and unflagged, else fooling and least flagged, else nearest to it.
+
+    Each restart takes the next of `schedules` and of `steps_linf`. The first round of schedules starts at x, for what
+    changes little is seen little, and goes along the gradient itself; the second starts a way off, and goes along the
+    gradient's sign, which moves farthest and is seen best; and so on in turn, ever farther from x. Steps shrink to a
+    tenth. An image that has fallen is left alone.
+    schedules: "lagrangian" climbs margin - Σ weight·excess, each image's weights raised while it fools and is flagged
+    and lowered while it does not fool; "selective" climbs the margin of an image that does not fool, and descends the
+    worst excess of one that does; "orthogonal" does so along the part of a gradient that leaves the other alone.
+    confidence: margin, in the defence's own unit, beyond which only the detectors count.
+    steps_linf: of the first step, as root mean square over the pixels.
+    eight_bit: images are judged, and come back, rounded to 8 bits in a box of levels; the path between is not rounded.
+    Raises ValueError where steps or restarts < 1, or eps_linf < 0.
+    Source: Carlini & Wagner 2017b; Bryniarski et al. 2021 (selective and orthogonal PGD).
+    """
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
+    low, high = linf_box(x, eps_linf, eight_bit=eight_bit)
+    best = _Best.nothing(x.detach().clamp(low, high))
+    climb = _Climb(defence, confidence, eight_bit)
+    for restart in range(restarts):
+        rows = (~best.won).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        schedule = schedules[restart % len(schedules)]
+        step_linf = steps_linf[restart % len(steps_linf)]
+        round_ = restart // len(schedules)
+        start = _between(low[rows], high[rows], x.detach()[rows], min(1.0, round_ / 2), rng)
+        way = _Way(low[rows], high[rows], schedule, step_linf, steps, signed=round_ % 2 == 1)
+        for x_adv, margins, excess in climb.run(start, y[rows], way):
+            best.offer(rows, x_adv, margins, excess)
+    return best.x
+
+
+def _between(low: Tensor, high: Tensor, x: Tensor, away: float, rng: torch.Generator) -> Tensor:
+    """From x so far towards a uniform point of the box."""
+    share = torch.rand(x.shape, generator=rng, device=rng.device).to(x.device)
+    return (x + away * (low + share * (high - low) - x)).clamp(low, high)
 
 
 @dataclass
 class _Best:
-    """Per image: the least score among iterates that fool, else the largest margin."""
+    """worth: in (0, 1) of an image that fools unflagged, in (-2, -1) of one that fools flagged, in (-3, -2) else."""
 
     x: Tensor
-    scores: Tensor
-    margins: Tensor
+    worth: Tensor
+    won: Tensor
 
-    def offer(self, x_adv: Tensor, scores: Tensor, margins: Tensor) -> None:
-        fooled = margins > 0
-        quieter = fooled & (scores < self.scores)
-        stronger = ~fooled & self.scores.isinf() & (margins > self.margins)
-        won = quieter | stronger
-        self.x = torch.where(won[:, None, None, None], x_adv, self.x)
-        self.scores = torch.where(quieter, scores, self.scores)
-        self.margins = torch.where(won, margins, self.margins)
+    @classmethod
+    def nothing(cls, x: Tensor) -> _Best:
+        return cls(x.clone(), x.new_full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.bool, device=x.device))
+
+    def offer(self, rows: Tensor, x_adv: Tensor, margins: Tensor, excess: Tensor) -> None:
+        loudest = excess.amax(1)
+        won = (margins > 0) & (loudest < 0)
+        kinds = torch.where(won, 0.0, torch.where(margins > 0, -1.0, -2.0))
+        worth = kinds + _squashed(torch.where(margins > 0, -loudest, margins))
+        better = worth > self.worth[rows]
+        self.x[rows[better]], self.worth[rows[better]] = x_adv[better], worth[better]
+        self.won[rows] |= won
 
 
-def adaptive_pgd(
-    model: nn.Module,
-    detector: Score,
-    x: Tensor,
-    y: Tensor,
-    *,
-    threshold: float,
-    weight: float,
-    eps_linf: float,
-    step_linf: float,
-    steps: int,
-    restarts: int,
-    confidence: float = torch.inf,
-    eight_bit: bool = True,
-    rng: torch.Generator,
-) -> Tensor:
-    """The fooling image of the least detector score met in the eps box; where none fools, that of the largest margin.
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """How one restart goes: the box, the schedule, the first step and how many there are."""
 
-    Climbs min(margin, confidence) - weight · score / threshold by the gradient's sign. threshold: what the detector
-    flags above, in its own unit. weight: logits a threshold of score is worth; 0 ignores the detector.
-    confidence: margin, in logits, beyond which only the detector counts; ∞ never stops climbing the margin.
-    The first run starts at x, the others at uniform points of the box.
-    eight_bit: model and detector are shown, and the answer is, the image rounded to 8 bits, in a box of levels; use an
-    eps_linf of at least 1/255 then, and a step_linf that adds up to levels.
-    Raises ValueError where steps or restarts < 1, threshold ≤ 0, weight < 0 or eps_linf < 0.
-    Source: Carlini & Wagner 2017b (bypassing ten detection methods), section 3; deviation: sign steps in a box, and
-    the best iterate is kept.
-    """
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
-    if threshold <= 0 or weight < 0:
-        raise ValueError(f"threshold must be positive and weight not negative, not {threshold} and {weight}")
-    x = x.detach()
-    low, high = linf_box(x, eps_linf, eight_bit=eight_bit)
-    nothing = torch.full_like(x[:, 0, 0, 0], torch.inf)
-    best = _Best(x.clone(), nothing, -nothing)
-    objective = _Objective(model, detector, y, weight / threshold, confidence, eight_bit)
-    with ExitStack() as stack:
-        for part in (model, detector):
-            if isinstance(part, nn.Module):
-                stack.enter_context(evaluating(part))
-        for restart in range(restarts):
-            share = torch.rand(x.shape, generator=rng, device=rng.device).to(x.device)
-            x_adv = x.clamp(low, high) if restart == 0 else low + share * (high - low)
-            for _ in range(steps):
-                gradient = objective.climb(x_adv, best)
-                x_adv = (x_adv + step_linf * gradient.sign()).clamp(low, high)
-            objective.climb(x_adv, best)
-    return best.x
+    low: Tensor
+    high: Tensor
+    schedule: Schedule
+    step_linf: float
+    steps: int
+    signed: bool
 
 
 @dataclass(frozen=True)
-class _Objective:
-    """weight: logits that one unit of the detector's score is worth."""
-
-    model: nn.Module
-    detector: Score
-    y: Tensor
-    weight: float
+class _Climb:
+    defence: Defence
     confidence: float
     eight_bit: bool
 
-    def climb(self, x: Tensor, best: _Best) -> Tensor:
-        """The direction in which it rises at x, (n, c, h, w); x is offered to `best`."""
+    def run(self, x: Tensor, y: Tensor, way: _Way) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The images met, as they are judged, with their margins and excesses."""
+        weights = None
+        for step in range(way.steps + 1):
+            seen, margins, excess, of_margin, of_excess = self._gradients(x, y, way.schedule, weights)
+            yield seen, margins, excess
+            if step == way.steps:
+                return
+            if way.schedule == "lagrangian":
+                weights = _reweighted(weights, margins > 0, excess)
+                direction = of_margin
+            else:
+                if way.schedule == "orthogonal":
+                    of_margin, of_excess = _without(of_margin, of_excess), _without(of_excess, of_margin)
+                fools = (margins > self.confidence)[:, None, None, None]
+                direction = torch.where(fools, -of_excess, of_margin)
+            shrunk = way.step_linf * (1 - 0.9 * step / way.steps)
+            x = (x + shrunk * (direction.sign() if way.signed else _unit(direction))).clamp(way.low, way.high)
+
+    def _gradients(
+        self, x: Tensor, y: Tensor, schedule: Schedule, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The image as judged, margins, excesses, and the two gradients; of the Lagrangian the first is its own."""
         with torch.enable_grad():
             free = x.detach().requires_grad_(True)
             seen = seen_in_8bit(free) if self.eight_bit else free
-            margins, scores = margin(self.model(seen), self.y), self.detector(seen)
-            gain = margins.clamp(max=self.confidence) - self.weight * scores
-            (gradient,) = torch.autograd.grad(gain.sum(), free)
-        best.offer(to_8bit(x) if self.eight_bit else x, scores.detach(), margins.detach())
-        return gradient
+            margins, excess = self.defence(seen, y)
+            wanted = margins.clamp(max=self.confidence)
+            heard = (excess + SLACK).clamp(min=0)
+            if schedule == "lagrangian":
+                held = torch.full_like(excess, FIRST_WEIGHT) if weights is None else weights
+                (gradient,) = torch.autograd.grad((wanted - (held * heard).sum(1)).sum(), free)
+                gradients = (gradient, gradient)
+            else:
+                (of_margin,) = torch.autograd.grad(margins.sum(), free, retain_graph=True)
+                (of_excess,) = torch.autograd.grad(heard.amax(1).sum(), free)
+                gradients = (of_margin, of_excess)
+        judged = to_8bit(x) if self.eight_bit else x
+        return judged, margins.detach(), excess.detach(), *gradients
+
+
+def _reweighted(weights: Tensor | None, fools: Tensor, excess: Tensor) -> Tensor:
+    weights = torch.full_like(excess, FIRST_WEIGHT) if weights is None else weights
+    raised = fools[:, None] & (excess + SLACK > 0)
+    factor = torch.where(raised, WEIGHT_UP, torch.where(fools[:, None], 1.0, WEIGHT_DOWN))
+    return (weights * factor).clamp(max=LARGEST_WEIGHT)
+
+
+def _without(direction: Tensor, other: Tensor) -> Tensor:
+    """The direction less its part along the other."""
+    along = (direction * other).sum((1, 2, 3), keepdim=True) / other.square().sum((1, 2, 3), keepdim=True).clamp(
+        min=TINY
+    )
+    return direction - along * other
+
+
+def _squashed(value: Tensor) -> Tensor:
+    """Into (-1, 1), in the same order."""
+    return value / (1 + value.abs())
+
+
+def _unit(direction: Tensor) -> Tensor:
+    """Of root mean square 1; zero where the direction is."""
+    return direction / direction.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=TINY)

@@ -46,17 +46,27 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps_linf: float) -> Tensor:
     return ifgsm(model, x, y, eps_linf=eps_linf, step_linf=eps_linf, steps=1)
 
 
-def ifgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps_linf: float, step_linf: float, steps: int) -> Tensor:
+def ifgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps_linf: float,
+    step_linf: float,
+    steps: int,
+    temperature: float = 1.0,
+) -> Tensor:
     """`steps` FGSM steps of `step_linf`, each projected to the eps box around x and to [0, 1]; starts at x.
 
-    Source: Kurakin et al. 2017 (basic iterative method). Raises ValueError where steps < 1.
+    temperature: the cross-entropy climbed is that of softmax(logits / temperature).
+    Source: Kurakin et al. 2017 (basic iterative method). Raises ValueError where steps < 1 or temperature ≤ 0.
     """
     _check(steps=steps)
     low, high = _box(x, eps_linf)
     x_adv = x.detach()
     with evaluating(model):
         for _ in range(steps):
-            gradient, _ = _input_gradient(model, x_adv, y, "cross_entropy")
+            gradient, _ = input_gradient(model, x_adv, y, temperature=temperature)
             x_adv = _project(x_adv + step_linf * gradient.sign(), low, high)
     return x_adv
 
@@ -71,12 +81,14 @@ def pgd(
     steps: int,
     restarts: int,
     loss: AttackLoss,
+    temperature: float = 1.0,
     rng: torch.Generator,
 ) -> Tensor:
     """The point of the largest margin met on `restarts` ascents of `steps` steps from uniform starts in the eps box.
 
-    loss: what the ascent climbs. "margin" keeps its gradient where a saturated softmax has none.
-    Raises ValueError where steps or restarts < 1.
+    loss: what the ascent climbs. "margin" keeps its gradient where a saturated softmax has none, and so does the
+    cross-entropy of softmax(logits / temperature) at the temperature that a student was distilled at.
+    Raises ValueError where steps or restarts < 1, or temperature ≤ 0.
     Source: Madry et al. 2018; deviation: the best iterate is kept, not the last.
     """
     _check(steps=steps, restarts=restarts)
@@ -87,7 +99,7 @@ def pgd(
             start = torch.rand(x.shape, generator=rng, device=rng.device).to(x.device)
             x_adv = _project(x + eps_linf * (2 * start - 1), low, high)
             for _ in range(steps):
-                gradient, margins = _input_gradient(model, x_adv, y, loss)
+                gradient, margins = input_gradient(model, x_adv, y, loss, temperature=temperature)
                 best, best_margin = _better(best, best_margin, x_adv, margins)
                 x_adv = _project(x_adv + step_linf * gradient.sign(), low, high)
             with torch.no_grad():
@@ -109,13 +121,20 @@ def _project(x_adv: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return x_adv.detach().clamp(low, high)
 
 
-def _input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: AttackLoss) -> tuple[Tensor, Tensor]:
-    """∇ₓ of the loss, and the margins (n,). The loss is a sum, so that a gradient does not depend on its batch."""
+def input_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, loss: AttackLoss = "cross_entropy", *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """∇ₓ of the loss, and the margins (n,). The loss is a sum, so that a gradient does not depend on its batch.
+
+    Runs the model in the mode it is in. Raises ValueError where temperature ≤ 0.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = model(x)
         margins = margin(logits, y)
-        total = margins.sum() if loss == "margin" else F.cross_entropy(logits, y, reduction="sum")
+        total = margins.sum() if loss == "margin" else F.cross_entropy(logits / temperature, y, reduction="sum")
         (gradient,) = torch.autograd.grad(total, x)
     return gradient, margins.detach()
 
