@@ -15,7 +15,7 @@ from service.jobs.verdict_pages import Orders
 from service.logs import configure_logs
 from service.serving.engine import Engine
 from service.settings import Settings
-from service.storage import LocalStorage
+from service.storage import open_storage
 
 DESCRIPTION = """
 Winnow removes poison from image training sets, and serves the model trained on what is left.
@@ -26,7 +26,7 @@ Every error is `application/problem+json` with a stable `code`.
 def create_app(settings: Settings) -> FastAPI:
     """The gateway over an existing, migrated database."""
     database = Database.open(settings.database_url)
-    storage = LocalStorage(settings.storage)
+    storage = open_storage(settings)
     engine = Engine(database, storage, settings)
 
     @asynccontextmanager

@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in home")
     redis_url: str = Field("", description="broker URL as Celery reads it; the embedded stack starts its own")
     storage: Path = Field(Path(), description="folder of uploads, shards, bundles and reports; default: home/storage")
+    storage_url: str = Field("", description="s3://bucket or s3://bucket/prefix, instead of a folder")
+    s3_endpoint: str = Field("", description="URL of the S3 service; default: AWS's own. Credentials: AWS_ACCESS_KEY_ID…")
+    s3_region: str = Field("", description="region of the bucket; default: AWS_REGION")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     max_upload_bytes: int = Field(20 * 1024 * MIB, gt=0, description="largest upload accepted")

@@ -41,7 +41,7 @@ def run(context: Context) -> Outcome:
     spec = IngestSpec.model_validate(context.claim.params)
     inputs = context.claim.inputs
     context.progress.enter("inspecting")
-    with context.storage.open(inputs["upload"]) as file:
+    with context.storage.open_local(inputs["upload"]) as file:
         upload = open_upload(file, Limits.of(context.settings), split=spec.split)
         _refuse_one_class(upload)
         prefix = context.output("datasets", inputs["name"])

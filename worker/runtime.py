@@ -11,7 +11,7 @@ from celery import Celery
 from service.db import Database
 from service.jobs.queue import Doorbell
 from service.settings import Settings
-from service.storage import LocalStorage, Storage
+from service.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Runtime:
         return cls(
             settings,
             database,
-            LocalStorage(settings.storage),
+            open_storage(settings),
             Doorbell(app, database),
             f"{socket.gethostname()}:{os.getpid()}",
         )

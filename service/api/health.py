@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import JSONResponse, Response
 
 from service.db import now
+from service.storage import StorageUnavailable
 from service.tables import Worker
 
 WORKER_SILENT_SECONDS = 15.0
@@ -50,8 +51,8 @@ def _database(state: Any) -> str | None:
 def _storage(state: Any) -> str | None:
     try:
         state.storage.check()
-    except OSError as error:
-        return f"cannot be written to ({error.strerror})"
+    except StorageUnavailable as error:
+        return f"cannot be written to ({error.message})"
     return None
 
 

@@ -67,7 +67,7 @@ def items(storage: Storage, row: DatasetVersion, origin: Origin | None, limits: 
     with ExitStack() as stack:
         originals = None
         if origin is not None and storage.exists(origin.upload):
-            file = stack.enter_context(storage.open(origin.upload))
+            file = stack.enter_context(storage.open_local(origin.upload))
             samples = open_upload(file, limits, split=origin.split).samples()
             same = origin.version.prefix == row.prefix
             originals = _Originals(samples, None if same else datasets.reader(storage, origin.version))
