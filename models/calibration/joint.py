@@ -49,6 +49,10 @@ class JointTest:
         """scores: (n, t). Each test's own conformal p-value, (n, t)."""
         return np.asarray(self._rank(scores)[0] / (self.num_calibration + 1))
 
+    def order(self) -> Ranks:
+        """What the calibration images have come to, the most suspicious first: (m,), equal where they tie."""
+        return self._sorted_keys(0)
+
     def levels(self, alpha: float) -> Float64s:
         """The own p-value at which each test alone makes the joint p-value <= α, (t,); 0 where none does.
 
