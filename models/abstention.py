@@ -128,11 +128,19 @@ def uncertainty(probabilities: Floats, profiles: Floats) -> Uncertainty:
     Source: Gal & Ghahramani 2016 (MC dropout), Houlsby et al. 2011 (mutual information).
     """
     passes = _passes(probabilities)
-    if profiles.shape != (passes.shape[2],) * 2:
-        raise ValueError(f"{passes.shape[2]} classes do not fit profiles of shape {profiles.shape}")
-    mean = passes.mean(axis=0)
+    return uncertainty_of(passes.mean(axis=0), _entropy(passes).mean(axis=0), profiles)
+
+
+def uncertainty_of(mean_probabilities: Floats, pass_entropy: Floats, profiles: Floats) -> Uncertainty:
+    """As `uncertainty`, from what is left of the passes: p̄ (n, c) and the mean of their entropies (n,), in nats.
+
+    An image's numbers are the same to the last bit whatever the others are. Raises ValueError where shapes do not fit.
+    """
+    mean = np.asarray(mean_probabilities, dtype=np.float64)
+    if mean.ndim != 2 or profiles.shape != (mean.shape[1],) * 2 or np.shape(pass_entropy) != (len(mean),):
+        raise ValueError(f"probabilities {mean.shape} do not fit profiles of shape {profiles.shape} or the entropies")
     entropy = _entropy(mean)
-    information = np.maximum(entropy - _entropy(passes).mean(axis=0), 0)
+    information = np.maximum(entropy - np.asarray(pass_entropy, dtype=np.float64), 0)
     return Uncertainty(entropy, information, _kl_to_profile(mean, profiles), mean)
 
 
@@ -200,10 +208,16 @@ def decide(
     An image's decision does not depend on the others in the batch.
     Raises ValueError where alpha is outside (0, 1) or the arrays do not fit, AlphaTooSmall under 1/(m + 1).
     """
+    return decide_on(uncertainty(probabilities, calibration.profiles), detector_scores, calibration, alpha=alpha)
+
+
+def decide_on(
+    found: Uncertainty, detector_scores: Floats | None, calibration: AbstentionCalibration, *, alpha: float
+) -> Decision:
+    """As `decide`, on uncertainty that is computed already against the calibration's profiles."""
     check_alpha(alpha, calibration.n)
     if (detector_scores is None) != (calibration.detector_scores is None):
         raise ValueError("detector scores must be given exactly where the calibration has them")
-    found = uncertainty(probabilities, calibration.profiles)
     scores = [found.kl] if detector_scores is None else [np.asarray(detector_scores, dtype=np.float64), found.kl]
     if any(kind.shape != found.kl.shape for kind in scores):
         raise ValueError(f"want {found.kl.size} detector scores, not shape {scores[0].shape}")

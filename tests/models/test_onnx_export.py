@@ -17,7 +17,7 @@ from models.autoencoders.residual import ResidualDenoiser
 from models.classifiers import Classifier, ImageNorm, build_classifier
 from models.filtering import Filter
 from models.images import Images, to_float
-from models.onnx_export import ParityError, check_parity, export_detector, export_student
+from models.onnx_export import ParityError, check_parity, export_detector, export_head, export_served, export_student
 from models.seeding import seeded
 from models.specs import ClassifierSpec
 from models.uncertainty import mc_probabilities
@@ -141,3 +141,35 @@ def test_parity_fails_where_the_graph_computes_something_else(student: Classifie
     for wrong in (undropped, right + 2e-5, np.full_like(right, np.nan), right[:2]):
         with pytest.raises(ParityError, match="probabilities"):
             check_parity(graph, inputs, {"probabilities": wrong}, atol=1e-5)
+
+
+def wanted_of(student: Classifier, images: Images, masks: np.ndarray) -> dict[str, np.ndarray]:
+    probabilities = mc_probabilities(student, images, masks).astype(np.float64)
+    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(axis=2).mean(axis=0)
+    return {"mean_probabilities": probabilities.mean(axis=0), "pass_entropy": entropy}
+
+
+def test_the_served_graph_is_detector_and_student_in_one(student: Classifier) -> None:
+    own, images, masks = a_filter("residual"), some_images(5, SHAPE), dropout_masks(7, 32, 0.5, seed=1)
+    inputs = {"images": images, "masks": masks}
+    expected = {**wanted_of(student, images, masks), "scores": own.score(images)}
+    assert check_parity(export_served(student, own, SHAPE), inputs, expected, atol=1e-5) <= 1e-5
+    reconstruction = own.reconstruct(images)
+    reformed = {**wanted_of(student, reconstruction, masks), "scores": own.score(images)}
+    assert np.abs(reformed["mean_probabilities"] - expected["mean_probabilities"]).max() > 1e-3
+    graph = export_served(student, own, SHAPE, reform=True)
+    assert check_parity(graph, inputs, {**reformed, "reconstruction": reconstruction}, atol=1e-5) <= 1e-5
+
+
+def test_the_head_continues_where_the_trunk_ended(student: Classifier) -> None:
+    images, masks = some_images(5, SHAPE), dropout_masks(7, 32, 0.5, seed=1)
+    session = onnxruntime.InferenceSession(export_served(student, None, SHAPE), providers=["CPUExecutionProvider"])
+    (features,) = session.run(["features"], {"images": images, "masks": masks})
+    other = dropout_masks(20, 32, 0.5, seed=2)
+    expected = wanted_of(student, images, other)
+    assert check_parity(export_head(student), {"features": features, "masks": other}, expected, atol=1e-5) <= 1e-5
+
+
+def test_nothing_can_reform_without_a_detector(student: Classifier) -> None:
+    with pytest.raises(ValueError, match="detector"):
+        export_served(student, None, SHAPE, reform=True)
