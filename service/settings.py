@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Self
 
@@ -21,11 +22,15 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address the gateway binds to")
     port: int = Field(8080, ge=0, le=65535, description="port the gateway binds to")
-    database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in home")
+    database_url: str = Field(
+        "", description="postgresql://user:password@host/name, or any SQLAlchemy URL; default: SQLite in home"
+    )
     redis_url: str = Field("", description="broker URL as Celery reads it; the embedded stack starts its own")
     storage: Path = Field(Path(), description="folder of uploads, shards, bundles and reports; default: home/storage")
     storage_url: str = Field("", description="s3://bucket or s3://bucket/prefix, instead of a folder")
-    s3_endpoint: str = Field("", description="URL of the S3 service; default: AWS's own. Credentials: AWS_ACCESS_KEY_ID…")
+    s3_endpoint: str = Field(
+        "", description="URL of the S3 service; default: AWS's own. Credentials: AWS_ACCESS_KEY_ID…"
+    )
     s3_region: str = Field("", description="region of the bucket; default: AWS_REGION")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
@@ -66,7 +71,12 @@ class Settings(BaseSettings):
         return self.model_copy(
             update={
                 "home": home,
-                "database_url": self.database_url or f"sqlite:///{home / 'winnow.db'}",
+                "database_url": _driven(self.database_url) or f"sqlite:///{home / 'winnow.db'}",
                 "storage": home / "storage" if self.storage == Path() else self.storage.expanduser().resolve(),
             }
         )
+
+
+def _driven(url: str) -> str:
+    """PostgreSQL's own forms of a URL name no driver; ours is psycopg."""
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
