@@ -53,7 +53,7 @@ class _Served(nn.Module):
 class _Answering(nn.Module):
     """Detector, reformer and student as one graph, one trunk pass and k heads: images uint8 (n, h, w, c), masks (k, d).
 
-    Of the k passes only what is said of each image leaves the graph: their mean, and the mean of their entropies.
+    Of the k passes only what is said of each image leaves the graph: the means of p and of −p log p.
     """
 
     def __init__(self, student: Classifier, detector: nn.Module | None, *, reform: bool) -> None:
@@ -119,26 +119,26 @@ def export_served(
 ) -> bytes:
     """What serving runs, in one graph: `images` uint8 (n, h, w, c), `masks` float32 (k, d), n and k free, T = 1.
 
-    Gives `mean_probabilities` (n, classes) and `pass_entropy` (n,), the mean over the passes of their entropies in
-    nats; `features` (n, d) before dropout; with a detector `scores` (n,). With `reform` the student sees the
+    Gives `mean_probabilities` (n, classes) and `class_entropy` (n, classes), the means over the passes of p and of
+    −p log p; `features` (n, d) before dropout; with a detector `scores` (n,). With `reform` the student sees the
     detector's reconstruction, uint8 (n, h, w, c), which is an output too. All others are float32.
     Raises ValueError where reform is asked for without a detector.
     """
     if reform and detector is None:
         raise ValueError("only a detector's autoencoder can reform images")
     module = _Answering(student, None if detector is None else detector.as_module(), reform=reform)
-    outputs = ["mean_probabilities", "pass_entropy", "features", *([] if detector is None else ["scores"])]
+    outputs = ["mean_probabilities", "class_entropy", "features", *([] if detector is None else ["scores"])]
     masks, free = torch.ones(2, student.feature_dim), ({0: Dim("n")}, {0: Dim("k")})
     names = [*outputs, "reconstruction"] if reform else outputs
     return _export(module, (_example(image_shape), masks), free, ["images", "masks"], names)
 
 
 def export_head(student: Classifier) -> bytes:
-    """`features` (n, d), `masks` (k, d) to `mean_probabilities` (n, classes) and `pass_entropy` (n,), as served."""
+    """`features` (n, d), `masks` (k, d) to `mean_probabilities`, `class_entropy` (n, classes), as served."""
     features, masks = torch.ones(3, student.feature_dim), torch.ones(2, student.feature_dim)
     free = ({0: Dim("n")}, {0: Dim("k")})
     return _export(
-        _Head(student), (features, masks), free, ["features", "masks"], ["mean_probabilities", "pass_entropy"]
+        _Head(student), (features, masks), free, ["features", "masks"], ["mean_probabilities", "class_entropy"]
     )
 
 
@@ -170,10 +170,13 @@ def check_parity(onnx: bytes, inputs: Arrays, expected: Arrays, *, atol: float) 
 
 
 def _summary(logits_knc: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean probabilities (n, c) and mean entropy of the passes (n,). Rows do not meet, so neighbours cannot matter."""
+    """Means over the passes of p and of −p log p, both (n, c).
+
+    The classes are left to be summed up outside: where a row lies in memory decides how ONNX Runtime sums it.
+    """
     logs = logits_knc.log_softmax(dim=-1)
     probabilities = logits_knc.softmax(dim=-1)
-    return probabilities.mean(dim=0), -(probabilities * logs).sum(dim=-1).mean(dim=0)
+    return probabilities.mean(dim=0), -(probabilities * logs).mean(dim=0)
 
 
 def _as_served(module: nn.Module) -> nn.Module:

@@ -145,8 +145,8 @@ def test_parity_fails_where_the_graph_computes_something_else(student: Classifie
 
 def wanted_of(student: Classifier, images: Images, masks: np.ndarray) -> dict[str, np.ndarray]:
     probabilities = mc_probabilities(student, images, masks).astype(np.float64)
-    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(axis=2).mean(axis=0)
-    return {"mean_probabilities": probabilities.mean(axis=0), "pass_entropy": entropy}
+    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-30))).mean(axis=0)
+    return {"mean_probabilities": probabilities.mean(axis=0), "class_entropy": entropy}
 
 
 def test_the_served_graph_is_detector_and_student_in_one(student: Classifier) -> None:
