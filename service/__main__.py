@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
+
 import uvicorn
 
 from service.app import create_app
 from service.logs import configure_logs
+from service.server import GRACE_SECONDS, Server
 from service.settings import Settings
 
-GRACE_SECONDS = 5
+NOT_STARTED = 3  # as uvicorn's own command exits
 
 
 def main() -> None:
     settings = Settings.from_env()
     configure_logs(settings.log_level, part="gateway")
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    server = Server(config, on_stop=app.state.feeds.close)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(NOT_STARTED)
 
 
 if __name__ == "__main__":

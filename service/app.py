@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service.api import access, audit, datasets, health, jobs, keys, models, problems, reviews
+from service.api import access, audit, datasets, health, jobs, keys, models, problems, reviews, verdicts
 from service.db import Database
+from service.events.feeds import Feeds
 from service.jobs.overrides import Standings
 from service.jobs.queue import Doorbell, celery_app
 from service.jobs.verdict_pages import Orders
@@ -32,6 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        app.state.feeds.close()
         engine.close()
         database.close()
 
@@ -42,11 +44,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.engine = engine
     app.state.orders = Orders()
     app.state.standings = Standings()
+    app.state.feeds = Feeds(database, most_listeners=settings.most_listeners)
     app.state.doorbell = Doorbell(celery_app(settings), database)
     app.add_middleware(access.Keys)
     app.add_middleware(access.RequestIds)  # added last, so met first
     problems.install(app)
-    for part in (datasets, jobs, reviews, models, keys, audit, health):
+    for part in (datasets, jobs, verdicts, reviews, models, keys, audit, health):
         app.include_router(part.router)
     return app
 

@@ -14,6 +14,7 @@ WinnowError
 ├── Forbidden               a key that may not do this
 ├── TooLarge                over a limit
 ├── UnsupportedMedia        a format that Winnow does not read
+├── NotAcceptable           a format that this call does not answer in
 ├── TooManyRequests         the queue is full; come back later
 ├── Unavailable             a part is missing for now
 ├── LeaseLost               another attempt owns the job (workers only)
@@ -86,6 +87,10 @@ class TooLarge(WinnowError):
 
 class UnsupportedMedia(WinnowError):
     code = "unsupported_media"
+
+
+class NotAcceptable(WinnowError):
+    code = "not_acceptable"
 
 
 class TooManyRequests(WinnowError):

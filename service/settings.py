@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     reap_seconds: float = Field(1.0, gt=0, description="how often a worker looks for lost and unclaimed jobs")
     max_attempts: int = Field(3, ge=1, description="attempts after which a job that kills its worker fails")
 
+    most_listeners: int = Field(1000, ge=1, description="streams of job events open at once; more get 503")
+    stream_heartbeat_seconds: float = Field(
+        15.0, gt=0, description="how often a silent stream of job events shows that it lives"
+    )
+
     serving_threads: int = Field(2, ge=1, description="ONNX Runtime intra-op threads of a session")
     require_cuda: bool = Field(False, description="refuse to serve on the CPU")
     loaded_models: int = Field(4, ge=1, description="model versions kept in memory")

@@ -77,7 +77,9 @@ class Keys:
                 answer = await problems.answer(Request(scope), error)
                 await answer(scope, receive, send)
                 return
-            scope.setdefault("state", {})["key"] = key
+            scope.setdefault("state", {}).update(
+                key=key, database=scope["app"].state.database, storage=scope["app"].state.storage
+            )
         await self._app(scope, receive, send)
 
 

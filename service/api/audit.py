@@ -11,10 +11,11 @@ from sqlalchemy import select
 from service import audit
 from service.api.access import MayAdminister
 from service.api.datasets import Limit
+from service.api.routes import Route
 from service.api.schemas import Page, decode_offset, encode_cursor
 from service.tables import AuditEntry
 
-router = APIRouter(prefix="/v1/audit", tags=["audit"])
+router = APIRouter(prefix="/v1/audit", tags=["audit"], route_class=Route)
 
 
 class AuditOut(BaseModel):
@@ -43,14 +44,14 @@ class VerificationOut(BaseModel):
     fault: str | None = Field(description="what is wrong, and where it shows first")
 
 
-@router.get("", response_model=Page, summary="List what was changed, newest first")
+@router.get("", response_model=Page[AuditOut], summary="List what was changed, newest first")
 def entries(
     request: Request,
     _key: MayAdminister,
     action: audit.Action | None = None,
     cursor: str | None = None,
     limit: Limit = 100,
-) -> Page:
+) -> Page[AuditOut]:
     query = select(AuditEntry).order_by(AuditEntry.seq.desc()).limit(limit + 1)
     if action is not None:
         query = query.where(AuditEntry.action == action)

@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from models.specs import IngestSpec
 from service.api.access import MaySeeDatasets, MayUpload, actor_of
-from service.api.schemas import DatasetOut, JobOut, Page, decode_cursor, decode_offset, encode_cursor
+from service.api.routes import Route
+from service.api.schemas import DatasetOut, JobOut, Page, SampleOut, decode_cursor, decode_offset, encode_cursor
 from service.audit import Action, append
 from service.datasets import repository as datasets
 from service.datasets.export import MEDIA_TYPES, SUFFIXES, ExportFormat, Version, exported
@@ -28,7 +29,7 @@ from service.jobs.submit import parse_params
 from service.references import check_name
 from service.tables import DatasetVersion
 
-router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
+router = APIRouter(prefix="/v1/datasets", tags=["data sets"], route_class=Route)
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
@@ -90,8 +91,10 @@ def accepted(job: JobOut) -> Response:
     return JSONResponse(job.model_dump(mode="json"), 202, headers)
 
 
-@router.get("", response_model=Page, summary="List versions, newest names first by name and number")
-def list_versions(request: Request, _key: MaySeeDatasets, cursor: str | None = None, limit: Limit = 100) -> Page:
+@router.get("", response_model=Page[DatasetOut], summary="List versions, newest names first by name and number")
+def list_versions(
+    request: Request, _key: MaySeeDatasets, cursor: str | None = None, limit: Limit = 100
+) -> Page[DatasetOut]:
     order = (DatasetVersion.name, DatasetVersion.version)
     query = select(DatasetVersion).order_by(*order).limit(limit + 1)
     if cursor is not None:
@@ -105,8 +108,10 @@ def list_versions(request: Request, _key: MaySeeDatasets, cursor: str | None = N
     return Page(items=[DatasetOut.of(row) for row in rows[:limit]], next_cursor=more)
 
 
-@router.get("/{reference}", response_model=DatasetOut | Page, summary="One version (name@n), or all of a name")
-def get_dataset(request: Request, reference: str, _key: MaySeeDatasets) -> DatasetOut | Page:
+@router.get(
+    "/{reference}", response_model=DatasetOut | Page[DatasetOut], summary="One version (name@n), or all of a name"
+)
+def get_dataset(request: Request, reference: str, _key: MaySeeDatasets) -> DatasetOut | Page[DatasetOut]:
     with request.app.state.database.session() as session:
         if "@" in reference:
             return DatasetOut.of(datasets.find(session, reference))
@@ -118,17 +123,17 @@ def get_dataset(request: Request, reference: str, _key: MaySeeDatasets) -> Datas
     return Page(items=[DatasetOut.of(row) for row in rows], next_cursor=None)
 
 
-@router.get("/{reference}/samples", response_model=Page, summary="The manifest, page by page")
+@router.get("/{reference}/samples", response_model=Page[SampleOut], summary="The manifest, page by page")
 def samples(
     request: Request, reference: str, _key: MaySeeDatasets, cursor: str | None = None, limit: Limit = 100
-) -> Page:
+) -> Page[SampleOut]:
     state = request.app.state
     with state.database.session() as session:
         row = datasets.find(session, reference)
     offset = decode_offset(cursor)
     table = datasets.reader(state.storage, row).rows_in(offset, limit)
     items = [
-        {"index": offset + place, **fields, "label": row.classes[fields["label"]]}
+        SampleOut(**{"index": offset + place, **fields, "label": row.classes[fields["label"]]})
         for place, fields in enumerate(table.to_pylist())
     ]
     following = offset + limit

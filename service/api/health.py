@@ -11,13 +11,14 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import JSONResponse, Response
 
+from service.api.routes import Route
 from service.db import now
 from service.storage import StorageUnavailable
 from service.tables import Worker
 
 WORKER_SILENT_SECONDS = 15.0
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=Route)
 
 
 @router.get("/healthz", summary="The gateway answers")

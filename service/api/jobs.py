@@ -1,31 +1,39 @@
-"""Jobs over HTTP: submit, watch, cancel, retry, and what they found."""
+"""Jobs over HTTP: submit, list, watch, follow, cancel, retry."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import hashlib
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Request
-from sqlalchemy import select
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import AwareDatetime, BaseModel
+from sqlalchemy import Select, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
-from starlette.datastructures import State
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from service.api.access import MayRunJobs, MaySeeJobs, MaySeeVerdicts, MaySubmitJobs, actor_of
+from service.api.access import MayRunJobs, MaySeeJobs, MaySubmitJobs, actor_of
 from service.api.datasets import Limit, accepted
-from service.api.reviews import pages_of
+from service.api.negotiation import preferred
+from service.api.routes import Route
 from service.api.schemas import JobOut, JobRequest, Page, decode_cursor, decode_offset, encode_cursor
 from service.audit import Action, append
 from service.auth import check_scopes
-from service.jobs import artifacts, control, harden, overrides, repository, submit
-from service.jobs.state import JobState
-from service.jobs.verdicts import Verdict, VerdictTable
+from service.events.looking import events_of
+from service.events.stream import MEDIA_TYPE, event_stream, wire
+from service.jobs import control, harden, repository, submit
+from service.jobs.state import FINISHED, JobState
 from service.scopes import Scope
 from service.tables import Job
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Route)
 
-PARQUET = "application/vnd.apache.parquet"
+BIGGEST_ID = 2**53
+JSON = "application/json"
+Kind = Literal["ingest", "sanitise", "distill", "evaluate", "harden", "review"]
+Reference = Annotated[str, Query(max_length=160)]
 
 
 @router.post("", status_code=202, response_model=JobOut, summary="Submit a job")
@@ -33,26 +41,29 @@ def create(
     request: Request,
     body: JobRequest,
     key: MaySubmitJobs,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: Annotated[str | None, Header(max_length=255, pattern=r"^[\x20-\x7e]*$")] = None,
 ) -> Response:
+    """With an `Idempotency-Key`, sending the same again gives the same job, however many send it at once."""
     if body.type != "review":
         check_scopes(key, {Scope.JOBS})
     asked = submit.Request(
         body.type, body.inputs(), body.params, idempotency_key, request.state.request_id, actor_of(request)
     )
-    state = request.app.state
+    with request.state.database.session() as session:  # who comes second writes nothing, and waits for no one
+        earlier = submit.made_before(session, asked)
+        if earlier is not None:
+            return accepted(JobOut.of(session, earlier))
     try:
         answer, to_ring = _submit(request, asked)
     except IntegrityError:  # two with the same idempotency key at once: the other one made the job
         answer, to_ring = _submit(request, asked)
-    state.doorbell.ring(to_ring)
+    request.app.state.doorbell.ring(to_ring)
     return accepted(answer)
 
 
 def _submit(request: Request, asked: submit.Request) -> tuple[JobOut, list[str]]:
-    state = request.app.state
-    with state.database.transaction() as session:
-        job = submit.submit(session, asked, max_attempts=state.settings.max_attempts)
+    with request.state.database.transaction() as session:
+        job = submit.submit(session, asked, max_attempts=request.app.state.settings.max_attempts)
         return JobOut.of(session, job), _to_ring(session, job)
 
 
@@ -61,40 +72,123 @@ def _to_ring(session: Session, job: Job) -> list[str]:
     return [each.id for each in jobs if each.state == JobState.QUEUED and each.rung_at is None]
 
 
-@router.get("", response_model=Page, summary="List jobs, newest first")
+@router.get("", response_model=Page[JobOut], summary="List jobs, newest first")
 def list_jobs(
     request: Request,
     _key: MaySeeJobs,
     state: JobState | None = None,
-    type: Literal["ingest", "sanitise", "distill", "evaluate", "harden", "review"] | None = None,
+    type: Kind | None = None,
+    dataset: Reference | None = None,
+    model: Reference | None = None,
+    created_after: AwareDatetime | None = None,
+    created_before: AwareDatetime | None = None,
     cursor: str | None = None,
     limit: Limit = 100,
-) -> Page:
+) -> Page[JobOut]:
+    """`dataset` and `model`: jobs that read or made it; a name means all its versions."""
     query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    query = _created_between(_about(query, dataset, model), created_after, created_before)
     if state is not None:
         query = query.where(Job.state == state)
     if type is not None:
         query = query.where(Job.type == type)
     if cursor is not None:
         query = query.where(Job.id < decode_cursor(cursor))
-    with request.app.state.database.session() as session:
+    with request.state.database.session() as session:
         jobs = list(session.scalars(query))
         items = [JobOut.of(session, job) for job in jobs[:limit]]
     return Page(items=items, next_cursor=encode_cursor(jobs[limit - 1].id) if len(jobs) > limit else None)
 
 
+def _about(query: Select[Any], dataset: str | None, model: str | None) -> Select[Any]:
+    if dataset is not None:
+        read = [_names(Job.inputs[field].as_string(), dataset) for field in ("dataset", "reference", "name")]
+        query = query.where(or_(*read, _names(Job.result["dataset"].as_string(), dataset)))
+    if model is not None:
+        named = [_names(column["model"].as_string(), model) for column in (Job.inputs, Job.result)]
+        query = query.where(or_(*named))
+    return query
+
+
+def _names(column: Any, wanted: str) -> Any:
+    """What is stored is the name wanted, or, where that is bare, a version or an alias of it."""
+    if "@" in wanted or ":" in wanted:
+        return column == wanted
+    versions = [column.startswith(f"{wanted}{mark}", autoescape=True) for mark in "@:"]
+    return or_(column == wanted, *versions)
+
+
+def _created_between(query: Select[Any], after: datetime | None, before: datetime | None) -> Select[Any]:
+    if after is not None:
+        query = query.where(Job.created_at > after)
+    return query if before is None else query.where(Job.created_at < before)
+
+
 @router.get("/{job_id}", response_model=JobOut, summary="One job")
 def get_job(request: Request, response: Response, job_id: str, _key: MaySeeJobs) -> JobOut:
-    with request.app.state.database.session() as session:
+    """Its ETag changes with anything but `eta_seconds`, which grows old by itself."""
+    with request.state.database.session() as session:
         job = JobOut.of(session, repository.find(session, job_id))
     if job.finished_at is None:
         response.headers["Retry-After"] = "1"
+    lasting = job.model_dump_json(exclude={"eta_seconds"})
+    response.headers["ETag"] = f'W/"{hashlib.sha256(lasting.encode()).hexdigest()[:32]}"'
     return job
+
+
+class EventOut(BaseModel):
+    """What happened to a job. Numbers grow, with gaps."""
+
+    id: int
+    at: datetime
+    state: JobState
+    attempt: int
+    message: str
+
+
+@router.get("/{job_id}/events", response_model=Page[EventOut], summary="What happened to a job, as it happens")
+async def events(
+    request: Request,
+    job_id: str,
+    _key: MaySeeJobs,
+    cursor: str | None = None,
+    limit: Limit = 100,
+    last_event_id: Annotated[int, Header(ge=0, le=BIGGEST_ID)] = 0,
+    accept: Annotated[str, Header()] = MEDIA_TYPE,
+) -> Page[EventOut] | Response:
+    """A stream of server-sent events: what happened so far, then what happens, until the job has finished.
+
+    `state` events carry an id: who comes back with it in `Last-Event-ID` gets what came after, and 204 where nothing
+    more will. `progress` events tell how far the job is. With `Accept: application/json`, pages of what happened so
+    far.
+    """
+    wanted = preferred(accept, (MEDIA_TYPE, JSON))
+    after = last_event_id if cursor is None else decode_offset(cursor)
+    page, finished = await run_in_threadpool(_events, request, job_id, after, limit)
+    if wanted == JSON:
+        return page
+    if finished and last_event_id and not page.items:
+        return Response(status_code=204)
+    state = request.app.state
+    state.feeds.check_room()
+    heartbeat_seconds = state.settings.stream_heartbeat_seconds
+    stream = event_stream(state.feeds, job_id, after=last_event_id, heartbeat_seconds=heartbeat_seconds)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Vary": "Accept, Authorization"}
+    return StreamingResponse(stream, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _events(request: Request, job_id: str, after: int, limit: int) -> tuple[Page[EventOut], bool]:
+    with request.state.database.session() as session:
+        job = repository.find(session, job_id)
+        found = events_of(session, job_id, after=after, limit=limit + 1)
+    items = [EventOut(**wire(event)) for event in found[:limit]]
+    more = encode_cursor(items[-1].id) if len(found) > limit else None
+    return Page(items=items, next_cursor=more), job.state in FINISHED
 
 
 @router.post("/{job_id}/cancel", status_code=202, response_model=JobOut, summary="Cancel a job")
 def cancel(request: Request, job_id: str, _key: MayRunJobs) -> JobOut:
-    with request.app.state.database.transaction() as session:
+    with request.state.database.transaction() as session:
         job = repository.find(session, job_id)
         before = job.state
         control.cancel(session, job)
@@ -105,7 +199,7 @@ def cancel(request: Request, job_id: str, _key: MayRunJobs) -> JobOut:
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobOut, summary="Try a failed or cancelled job again")
 def retry(request: Request, job_id: str, _key: MayRunJobs) -> Response:
-    with request.app.state.database.transaction() as session:
+    with request.state.database.transaction() as session:
         job = repository.find(session, job_id)
         before = job.state
         control.retry(session, job)
@@ -113,61 +207,3 @@ def retry(request: Request, job_id: str, _key: MayRunJobs) -> Response:
         answer, to_ring = JobOut.of(session, job), _to_ring(session, job)
     request.app.state.doorbell.ring(to_ring)
     return accepted(answer)
-
-
-@router.get("/{job_id}/verdicts", response_model=Page, summary="What a sanitise job decided about every image")
-def verdicts(
-    request: Request,
-    job_id: str,
-    _key: MaySeeVerdicts,
-    verdict: Verdict | None = None,
-    overridden: bool | None = None,
-    sort: str = "index",
-    cursor: str | None = None,
-    limit: Limit = 100,
-    accept: Annotated[str, Header()] = "application/json",
-) -> Page | Response:
-    """JSON pages; with `Accept: text/csv` all rows of that verdict in that order, with
-    `Accept: application/vnd.apache.parquet` the whole table. `override` is what a person decided, and `overridden`
-    asks for those that a person did, or did not, decide on.
-
-    A cell of the CSV that a spreadsheet would take for a formula has an apostrophe before it.
-    """
-    state = request.app.state
-    with state.database.session() as session:
-        job = artifacts.verdict_job(session, job_id)
-        stands = state.standings.get(session, job.id)
-    pages = pages_of(request, job)
-    if PARQUET in accept:
-        return Response(_whole(state, job, stands).parquet(), media_type=PARQUET)
-    among = None if overridden is None else (stands.over(pages.count()) > 0) == overridden
-    if "text/csv" in accept:
-        order = pages.order(verdict, sort, among=among)
-        return StreamingResponse(_whole(state, job, stands).csv(order), media_type="text/csv")
-    offset = decode_offset(cursor)
-    rows, total = pages.page(verdict, sort, offset, limit, among=among)
-    with state.database.session() as session:
-        rows = overrides.shown(session, job.id, stands, rows)
-    following = offset + limit
-    return Page(items=rows, next_cursor=encode_cursor(following) if following < total else None)
-
-
-def _whole(state: State, job: Job, stands: overrides.Standing) -> VerdictTable:
-    """All verdicts, with what people decided about them."""
-    table = VerdictTable.read(state.storage, artifacts.verdicts_key(job))
-    with state.database.session() as session:
-        made = overrides.decisions(session, job.id)
-    return table.reviewed(stands.over(len(table)), {number: each.wire() for number, each in made.items()})
-
-
-@router.get("/{job_id}/report", summary="The report of a finished job, as HTML or JSON")
-def report(request: Request, job_id: str, _key: MaySeeVerdicts, accept: Annotated[str, Header()] = "*/*") -> Response:
-    """HTML where the caller prefers it and the job has one, else JSON."""
-    state = request.app.state
-    with state.database.session() as session:
-        job = artifacts.reported_job(session, job_id)
-    html_key = artifacts.report_key(job, "html")
-    if "text/html" in accept and state.storage.exists(html_key):
-        headers = {"Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'"}
-        return Response(state.storage.read(html_key), media_type="text/html; charset=utf-8", headers=headers)
-    return Response(state.storage.read(artifacts.report_key(job, "json")), media_type="application/json")

@@ -13,13 +13,14 @@ from starlette.responses import Response
 from service import auth
 from service.api.access import MayAdminister, actor_of
 from service.api.datasets import Limit
+from service.api.routes import Route
 from service.api.schemas import Page, decode_cursor, encode_cursor
 from service.db import now
 from service.errors import InvalidInput
 from service.scopes import Scope
 from service.tables import ApiKey
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"])
+router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=Route)
 
 LONGEST_LIFE = timedelta(days=3653)
 DAY_SECONDS = 86_400
@@ -86,8 +87,8 @@ def create(request: Request, response: Response, body: KeyIn, _key: MayAdministe
     return IssuedKeyOut.issued(issued, response)
 
 
-@router.get("", response_model=Page, summary="List keys, oldest first")
-def list_keys(request: Request, _key: MayAdminister, cursor: str | None = None, limit: Limit = 100) -> Page:
+@router.get("", response_model=Page[KeyOut], summary="List keys, oldest first")
+def list_keys(request: Request, _key: MayAdminister, cursor: str | None = None, limit: Limit = 100) -> Page[KeyOut]:
     query = select(ApiKey).order_by(ApiKey.id).limit(limit + 1)
     if cursor is not None:
         query = query.where(ApiKey.id > decode_cursor(cursor))

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from service.api.access import MayMoveAliases, MayPredict, MaySeeModels, actor_of
 from service.api.bodies import read_body
+from service.api.routes import Route
 from service.api.schemas import Page, decode_cursor, encode_cursor
 from service.audit import Action, append
 from service.errors import InvalidInput
@@ -22,7 +23,7 @@ from service.serving.engine import Engine, Shape
 from service.serving.inputs import InputLimits, Source, open_source
 from service.tables import ModelVersion
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=Route)
 
 BODY_SECONDS = 60.0
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
@@ -94,10 +95,10 @@ class AliasOut(BaseModel):
     updated_at: datetime
 
 
-@router.get("", response_model=Page, summary="List models, each by the version that answers to its bare name")
+@router.get("", response_model=Page[ModelOut], summary="List models, each by the version that answers to its bare name")
 def list_models(
     request: Request, _key: MaySeeModels, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
-) -> Page:
+) -> Page[ModelOut]:
     after = None if cursor is None else decode_cursor(cursor)
     with request.app.state.database.session() as session:
         found = registry.page(session, after=after, limit=limit)

@@ -13,11 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service import errors
+from service.api.routes import allowed
 
 STATUS_OF: list[tuple[type[errors.WinnowError], int]] = [  # the first that matches, so leaves before branches
     (errors.Unauthorized, 401),
     (errors.Forbidden, 403),
     (errors.NotFound, 404),
+    (errors.NotAcceptable, 406),
     (errors.Conflict, 409),
     (errors.TooLarge, 413),
     (errors.UnsupportedMedia, 415),
@@ -31,6 +33,7 @@ TITLES = {
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
+    406: "Not acceptable",
     409: "Conflict",
     413: "Too large",
     415: "Unsupported format",
@@ -100,10 +103,21 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 async def _http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    codes = {404: "no_such_route", 405: "method_not_allowed", 400: "bad_request"}
+    if error.status_code == 405:
+        return _not_this_method(request)
+    codes = {404: "no_such_route", 400: "bad_request"}
     code = codes.get(error.status_code, "http_error")
     detail = f"{request.method} {request.url.path}: {error.detail}. The calls there are stand in /docs."
     return problem(error.status_code, code, detail, headers=dict(error.headers or {}), instance=request.url.path)
+
+
+def _not_this_method(request: Request) -> Response:
+    methods = [*allowed(request.app, request.scope), "OPTIONS"]
+    headers = {"Allow": ", ".join(methods)}
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
+    detail = f"{request.url.path} has no {request.method}; it has {headers['Allow']}. The calls stand in /docs."
+    return problem(405, "method_not_allowed", detail, headers=headers, instance=request.url.path)
 
 
 async def _database_away(request: Request, error: Exception) -> Response:

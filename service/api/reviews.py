@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from service.api.access import MayReview, MaySeeVerdicts, actor_of
+from service.api.routes import Route
 from service.audit import Action, append
 from service.jobs import artifacts, overrides
 from service.jobs.selection import Where, selected
@@ -19,7 +20,7 @@ from service.jobs.verdict_pages import VerdictPages
 from service.jobs.verdicts import Verdict
 from service.tables import ApiKey, Job
 
-router = APIRouter(prefix="/v1/jobs", tags=["review"])
+router = APIRouter(prefix="/v1/jobs", tags=["review"], route_class=Route)
 
 MOST_INDICES = 1_000_000
 BIGGEST_INDEX = 2**31 - 1

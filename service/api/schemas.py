@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from service.datasets.repository import reference_of
-from service.db import now
 from service.errors import InvalidInput
 from service.jobs import harden
+from service.jobs.progress import eta_seconds, progress_of
 from service.jobs.state import JobState
 from service.tables import DatasetVersion, Job
 
@@ -75,24 +75,16 @@ class JobOut(BaseModel):
     @classmethod
     def of(cls, session: Session, job: Job) -> JobOut:
         steps = harden.steps_of(session, job.id) if job.type == "harden" else []
-        progress = harden.progress(steps) if job.type == "harden" else job.progress
+        progress = progress_of(session, job)
         fields = {name: getattr(job, name) for name in cls.model_fields if hasattr(job, name)}
         return cls(
             **{
                 **fields,
                 "progress": Progress(**progress),
-                "eta_seconds": _eta_seconds(job, progress["fraction"]),
+                "eta_seconds": eta_seconds(job, progress["fraction"]),
                 "steps": [step.id for step in steps] if steps else None,
             }
         )
-
-
-def _eta_seconds(job: Job, fraction: float) -> float | None:
-    """From the share that is done and the time it took; None while that says nothing yet."""
-    if job.state != JobState.RUNNING or job.started_at is None or fraction < 0.02:
-        return None
-    elapsed = (now() - job.started_at).total_seconds()
-    return round(elapsed * (1 - fraction) / fraction, 1)
 
 
 class DatasetOut(BaseModel):
@@ -115,8 +107,24 @@ class DatasetOut(BaseModel):
         return cls(reference=reference_of(row), **fields)
 
 
-class Page(BaseModel):
-    items: list[Any]
+class SampleOut(BaseModel):
+    """A row of a version's manifest."""
+
+    model_config = ConfigDict(extra="allow")
+
+    index: int
+    sample_id: str = Field(description="sha256 of the image's bytes as they were uploaded")
+    path: str
+    label: str
+
+
+ItemT = TypeVar("ItemT")
+
+
+class Page(BaseModel, Generic[ItemT]):
+    """A part of a list; send `next_cursor` as `cursor` to go on. It is null at the end."""
+
+    items: list[ItemT]
     next_cursor: str | None
 
 

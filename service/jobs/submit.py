@@ -56,10 +56,9 @@ class Request:
 
 def submit(session: Session, request: Request, *, max_attempts: int) -> Job:
     """The job, new or (same idempotency key, same payload) the one made before. Raises InvalidInput or NotFound."""
-    if request.idempotency_key:
-        earlier = session.scalar(select(Job).where(Job.idempotency_key == request.idempotency_key))
-        if earlier is not None:
-            return _same(earlier, request)
+    earlier = made_before(session, request)
+    if earlier is not None:
+        return earlier
     spec = parse_params(request.type, request.params)
     _check_inputs(session, request, spec)
     job = add_job(
@@ -76,6 +75,14 @@ def submit(session: Session, request: Request, *, max_attempts: int) -> Job:
         harden.first_step(session, job)
     append(session, request.actor, Action.JOB_SUBMITTED, f"job {job.id}", type=job.type, inputs=job.inputs)
     return job
+
+
+def made_before(session: Session, request: Request) -> Job | None:
+    """The job that this idempotency key made. Raises IdempotencyConflict where it was another request."""
+    if not request.idempotency_key:
+        return None
+    earlier = session.scalar(select(Job).where(Job.idempotency_key == request.idempotency_key))
+    return None if earlier is None else _same(earlier, request)
 
 
 def parse_params(kind: str, params: dict[str, Any]) -> Spec:

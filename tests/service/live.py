@@ -11,11 +11,14 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from service.server import Server
+
 
 @contextmanager
 def serving(app: FastAPI, *, key: str) -> Iterator[httpx.Client]:
     """A client of `app`, which runs under uvicorn in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error")
+    server = Server(config, on_stop=app.state.feeds.close)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -62,6 +62,7 @@ def app(settings: Settings, database: Database) -> FastAPI:
 @pytest.fixture
 def client(app: FastAPI, settings: Settings) -> Iterator[httpx.Client]:
     with serving(app, key=ensure_admin_key(settings)) as opened:
+        opened.headers["Accept"] = "application/json"  # of what could be followed for ever, a page
         yield opened
 
 
