@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from service.db import now
 from service.errors import Corrupt, InvalidInput
 from service.tables import AuditEntry, AuditHead
+from service.tenancy import tenant_of
 
 BEGINNING = "0" * 64  # what the first entry has for the hash before it
 ROWS_AT_ONCE = 1000
@@ -24,6 +25,8 @@ ROWS_AT_ONCE = 1000
 class Action(StrEnum):
     """Everything that is told."""
 
+    TENANT_CREATED = "tenant.created"
+    TENANT_CHANGED = "tenant.changed"
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
@@ -32,6 +35,7 @@ class Action(StrEnum):
     JOB_CANCELLED = "job.cancelled"
     JOB_RETRIED = "job.retried"
     ALIAS_MOVED = "alias.moved"
+    DRIFT_RESET = "drift.reset"
     VERDICTS_DECIDED = "verdicts.decided"
 
 
@@ -60,11 +64,14 @@ class Sealed:
     request_id: str | None
     details: str
     prev_hash: str
+    tenant: str | None = None  # None in entries from before there were tenants
 
     def seal(self) -> str:
         """sha256 over the fields as one JSON array: whatever their contents, no two entries have the same one."""
+        values = list(asdict(self).values())
+        sealed = values if self.tenant is not None else values[:-1]
         # default: what a tampered row may hold instead of text (bytes) is told apart as well.
-        fields = json.dumps(list(asdict(self).values()), ensure_ascii=True, separators=(",", ":"), default=repr)
+        fields = json.dumps(sealed, ensure_ascii=True, separators=(",", ":"), default=repr)
         return hashlib.sha256(fields.encode()).hexdigest()
 
 
@@ -103,7 +110,7 @@ class Verification:
 
 
 def append(session: Session, actor: Actor, action: Action, subject: str, **details: object) -> None:
-    """Tell of a change in the transaction that makes it; the last thing to do in it.
+    """Tell of a change in the transaction that makes it; the last thing to do in it. It is told to its tenant.
 
     Adding takes turns: SQLite has one writer, elsewhere the head's row is locked until the transaction ends. Should
     two get the same number all the same, the second fails on it as a whole.
@@ -123,6 +130,7 @@ def append(session: Session, actor: Actor, action: Action, subject: str, **detai
         request_id=actor.request_id,
         details=json.dumps(details, ensure_ascii=True, sort_keys=True, separators=(",", ":")),
         prev_hash=head.hash,
+        tenant=tenant_of(session),
     )
     head.seq, head.hash = entry.seq, entry.seal()
     session.add(AuditEntry(**asdict(entry), hash=head.hash))

@@ -19,10 +19,12 @@ from sqlalchemy.orm import Session
 
 from service.audit import STACK, Action, Actor, append
 from service.db import Database, now
-from service.errors import Conflict, Forbidden, NotFound, Unauthorized
+from service.errors import Conflict, Forbidden, InvalidInput, NotFound, Unauthorized
 from service.scopes import Scope
 from service.settings import Settings
-from service.tables import ApiKey
+from service.tables import DEFAULT, ApiKey
+from service.tenancy import tenant_of
+from service.turns import take_turns
 
 PREFIX_LENGTH = 9  # "wk_" and six characters of 43: tells keys apart, and leaves more than 200 bits unknown
 USE_NOTED_EVERY = timedelta(minutes=1)
@@ -60,6 +62,7 @@ def ensure_admin_key(settings: Settings) -> str:
     database = Database.open(settings.database_url)
     try:
         with database.transaction() as session:
+            take_turns(session, "admin key")
             if not path.exists():
                 _write_admin_key(path)
             stored = _stored(session, path.read_text().strip())
@@ -103,7 +106,9 @@ def authenticate(database: Database, key: str | None) -> ApiKey:
 
 def may(key: ApiKey, scopes: Iterable[Scope]) -> bool:
     """Whether the key has one of these scopes."""
-    return Scope.ADMIN in key.scopes or not set(key.scopes).isdisjoint(scopes)
+    of_all_tenants = {Scope.OPERATOR} if key.tenant != DEFAULT else set()
+    implied = set(Scope) if Scope.ADMIN in key.scopes else set(map(Scope, key.scopes))
+    return not (implied - of_all_tenants).isdisjoint(scopes)
 
 
 def check_scopes(key: ApiKey, scopes: Iterable[Scope]) -> None:
@@ -111,11 +116,17 @@ def check_scopes(key: ApiKey, scopes: Iterable[Scope]) -> None:
     if not may(key, scopes):
         wanted = sorted({*scopes, Scope.ADMIN}, key=list(Scope).index)
         raise Forbidden(
-            f"This call needs a key with the scope {' or '.join(wanted)}; yours ({key.name}) has "
-            f"{', '.join(key.scopes)}. 'winnow keys create' makes another.",
+            f"This call needs a key with the scope {' or '.join(wanted)}; yours ({key.name}, of the tenant "
+            f"{key.tenant}) has {', '.join(key.scopes)}. {_where_from(scopes)}",
             code="missing_scope",
             scopes=wanted,
         )
+
+
+def _where_from(scopes: Iterable[Scope]) -> str:
+    if Scope.OPERATOR in scopes:
+        return f"Only keys of the tenant {DEFAULT} can have it: it is for who runs the service."
+    return "'winnow keys create' makes another."
 
 
 def create(
@@ -156,8 +167,13 @@ def rotate(session: Session, key: ApiKey, *, grace: timedelta, actor: Actor) -> 
 def _add(
     session: Session, name: str, scopes: Iterable[Scope], secret: str, *, expires_at: datetime | None, actor: Actor
 ) -> ApiKey:
-    present = now()
+    present, tenant = now(), tenant_of(session)
+    if Scope.OPERATOR in set(scopes) and tenant != DEFAULT:
+        raise InvalidInput(
+            f"The scope operator is for keys of the tenant {DEFAULT} only, not of {tenant}.", code="operator_elsewhere"
+        )
     key = ApiKey(
+        tenant=tenant,
         id=f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(4)}",  # sorts by the time of its making
         name=name,
         prefix=secret[:PREFIX_LENGTH],

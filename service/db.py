@@ -10,12 +10,14 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from service.errors import Corrupt
 from service.settings import Settings
 from service.tables import Table
+from service.tenancy import TenantSession
 
 BUSY_TIMEOUT_MS = 15_000
 
@@ -26,10 +28,18 @@ def now() -> datetime:
 
 
 class Database:
-    """A handle to the database. `session` reads; `transaction` writes and commits, or rolls back on any error."""
+    """A handle to the database. `session` reads; `transaction` writes and commits, or rolls back on any error.
 
-    def __init__(self, engine: Engine) -> None:
+    With a tenant, both see what is that tenant's only; without one they see everything: the stack's own upkeep.
+    """
+
+    def __init__(self, engine: Engine, tenant: str | None = None) -> None:
         self.engine = engine
+        self.tenant = tenant
+
+    def of(self, tenant: str) -> Database:
+        """The same database as this tenant sees it; whoever acts for a tenant uses no other."""
+        return Database(self.engine, tenant)
 
     @classmethod
     def open(cls, url: str, *, pooled: bool = True) -> Database:
@@ -43,7 +53,7 @@ class Database:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self._open(self.engine) as session:
             yield session
 
     @contextmanager
@@ -51,8 +61,13 @@ class Database:
         engine = self.engine
         if engine.dialect.name == "sqlite":
             engine = engine.execution_options(winnow_write=True)
-        with Session(engine, expire_on_commit=False) as session, session.begin():
+        with self._open(engine) as session, session.begin():
             yield session
+
+    def _open(self, engine: Engine) -> Session:
+        if self.tenant is None:
+            return Session(engine, expire_on_commit=False)
+        return TenantSession(engine, tenant=self.tenant, expire_on_commit=False)
 
     def create_all(self) -> None:
         """Make the tables without migrations; for tests of parts that need no history."""
@@ -76,6 +91,25 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
+@contextmanager
+def migrating(database: Database) -> Iterator[Connection]:
+    """A connection to change tables on. SQLite changes a table by making it anew, which foreign keys would forbid, and
+    they can be put aside outside of a transaction only: what they hold together is looked at before the end."""
+    is_sqlite = database.engine.dialect.name == "sqlite"
+    with database.engine.execution_options(winnow_write=True).connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        if is_sqlite:
+            driver.execute("PRAGMA foreign_keys=OFF")
+        try:
+            with connection.begin():
+                yield connection
+                if is_sqlite and (broken := driver.execute("PRAGMA foreign_key_check").fetchone()):
+                    raise Corrupt(f"After migrating, a row of {broken[0]} points at none of {broken[2]}.")
+        finally:
+            if is_sqlite:
+                driver.execute("PRAGMA foreign_keys=ON")
+
+
 def migrate(settings: Settings) -> None:
     """Bring the database to the newest schema."""
     if settings.database_url.startswith("sqlite:///"):
@@ -84,7 +118,7 @@ def migrate(settings: Settings) -> None:
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     database = Database.open(settings.database_url)
     try:
-        with database.engine.begin() as connection:
+        with migrating(database) as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     finally:

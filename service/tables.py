@@ -5,9 +5,22 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, String, Text, TypeDecorator
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    Index,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+DEFAULT = "default"
+"""The tenant that is there from the beginning; its administrators run the service."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -29,7 +42,31 @@ class Table(DeclarativeBase):
     type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), list[Any]: JSON, datetime: UtcDateTime}  # noqa: RUF012 (SQLAlchemy's form)
 
 
-class Job(Table):
+class Owned:
+    """What belongs to a tenant. A session of a tenant (`service.db`) sees its rows only, whatever a query says."""
+
+    tenant: Mapped[str] = mapped_column(String(32), default=DEFAULT, server_default=DEFAULT, sort_order=-1)
+
+
+class OwnedByName(Owned):
+    """The same where names are the tenant's own: the key begins with it."""
+
+    tenant: Mapped[str] = mapped_column(
+        String(32), primary_key=True, default=DEFAULT, server_default=DEFAULT, sort_order=-1
+    )
+
+
+class Tenant(Table):
+    """Who has data sets, jobs, models and keys of his own. `quotas`: what was set for it, by name."""
+
+    __tablename__ = "tenants"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    created_at: Mapped[datetime]
+    quotas: Mapped[dict[str, Any]]
+
+
+class Job(Owned, Table):
     """One piece of work. `attempt` fences: a result is written only by the attempt that owns the row."""
 
     __tablename__ = "jobs"
@@ -49,13 +86,18 @@ class Job(Table):
     result: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     request_id: Mapped[str | None] = mapped_column(String(64))
-    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))  # of its tenant
     payload_digest: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
-    __table_args__ = (Index("ix_jobs_state_lease", "state", "lease_expires_at"),)
+    __table_args__ = (
+        Index("ix_jobs_state_lease", "state", "lease_expires_at"),
+        Index("ix_jobs_tenant_id", "tenant", "id"),
+        Index("ix_jobs_tenant_state", "tenant", "state"),
+        UniqueConstraint("tenant", "idempotency_key", name="uq_jobs_tenant_idempotency_key"),
+    )
 
 
 class JobEvent(Table):
@@ -71,7 +113,7 @@ class JobEvent(Table):
     message: Mapped[str] = mapped_column(String(500))
 
 
-class DatasetVersion(Table):
+class DatasetVersion(OwnedByName, Table):
     """An immutable version of a data set. `job_id` is unique: a job publishes once, whatever is delivered twice."""
 
     __tablename__ = "dataset_versions"
@@ -87,7 +129,9 @@ class DatasetVersion(Table):
     image_shape: Mapped[list[Any]]  # height, width, channels
     source_format: Mapped[str] = mapped_column(String(32))
     parent: Mapped[str | None] = mapped_column(String(80))
+    size_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # of its images, decoded
     created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]  # its bytes are gone; the row stays, for lineage
 
 
 class Override(Table):
@@ -108,7 +152,7 @@ class Override(Table):
     indices: Mapped[bytes]  # packed by service.jobs.overrides
 
 
-class ModelVersion(Table):
+class ModelVersion(OwnedByName, Table):
     """An immutable bundle. `files` holds the sha256 of each of its files."""
 
     __tablename__ = "model_versions"
@@ -119,10 +163,11 @@ class ModelVersion(Table):
     prefix: Mapped[str] = mapped_column(String(255))
     files: Mapped[dict[str, Any]]
     card: Mapped[dict[str, Any]]
+    size_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     created_at: Mapped[datetime]
 
 
-class ModelAlias(Table):
+class ModelAlias(OwnedByName, Table):
     """A movable name for a model version, such as `champion`."""
 
     __tablename__ = "model_aliases"
@@ -133,7 +178,7 @@ class ModelAlias(Table):
     updated_at: Mapped[datetime]
 
 
-class ApiKey(Table):
+class ApiKey(Owned, Table):
     """A key is kept as the sha256 of its text; the text is shown once. A rotated key has an old text for a while."""
 
     __tablename__ = "api_keys"
@@ -149,6 +194,67 @@ class ApiKey(Table):
     revoked_at: Mapped[datetime | None]
     old_digest: Mapped[str | None] = mapped_column(String(64), unique=True)
     old_until: Mapped[datetime | None]
+    requests_per_second: Mapped[int | None]  # None: as the settings say
+
+    __table_args__ = (Index("ix_api_keys_tenant_id", "tenant", "id"),)
+
+
+class Blob(Owned, Table):
+    """The bytes of an upload, kept once for each tenant however often they were sent. `key` is never used again."""
+
+    __tablename__ = "blobs"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    key: Mapped[str] = mapped_column(String(255))  # on storage
+    created_at: Mapped[datetime]
+
+    __table_args__ = (UniqueConstraint("tenant", "sha256", name="uq_blobs_tenant_sha256"),)
+
+
+class BlobUse(Table):
+    """An ingest job that reads a blob, or may yet: without a use, a blob is deleted."""
+
+    __tablename__ = "blob_uses"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    blob_id: Mapped[str] = mapped_column(ForeignKey("blobs.id"), index=True)
+
+
+class Upload(Owned, Table):
+    """A resumable upload. `writer` fences: a part counts only if the writer that received it still holds the row."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16), index=True)  # open, finished, expired
+    name: Mapped[str] = mapped_column(String(64))  # of the data set that it becomes
+    params: Mapped[dict[str, Any]]  # of its ingest job, defaults filled in
+    told: Mapped[str] = mapped_column(Text)  # Upload-Metadata, as it was sent
+    length: Mapped[int] = mapped_column(BigInteger)
+    received: Mapped[int] = mapped_column(BigInteger, default=0)  # bytes that are on storage: the offset to go on at
+    writer: Mapped[str | None] = mapped_column(String(32))
+    writer_until: Mapped[datetime | None]
+    actor_id: Mapped[str] = mapped_column(String(32))  # the key that made it
+    actor: Mapped[str] = mapped_column(String(64))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # its ingest job, once it is whole
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+    __table_args__ = (Index("ix_uploads_tenant_id", "tenant", "id"),)
+
+
+class UploadPart(Table):
+    """A piece of a resumable upload: one value on storage."""
+
+    __tablename__ = "upload_parts"
+
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), primary_key=True)
+    begin: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    size: Mapped[int] = mapped_column(BigInteger)
+    key: Mapped[str] = mapped_column(String(255))
 
 
 class AuditEntry(Table):
@@ -166,6 +272,9 @@ class AuditEntry(Table):
     details: Mapped[str] = mapped_column(Text)  # JSON
     prev_hash: Mapped[str] = mapped_column(String(64))
     hash: Mapped[str] = mapped_column(String(64))
+    tenant: Mapped[str | None] = mapped_column(String(32))  # None: from before there were tenants, and hashed without
+
+    __table_args__ = (Index("ix_audit_log_tenant_seq", "tenant", "seq"),)
 
 
 class AuditHead(Table):

@@ -9,10 +9,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from service.db import Database
 from service.jobs import artifacts
 from service.jobs.repository import Claim
 from service.settings import Settings
 from service.storage import Storage
+from service.tenancy import TenantStorage
 from worker.progress import Progress
 from worker.runtime import Runtime
 
@@ -57,7 +59,13 @@ class Context:
 
     @property
     def storage(self) -> Storage:
-        return self.runtime.storage
+        """Of the job's tenant."""
+        return TenantStorage(self.runtime.storage, self.claim.tenant)
+
+    @property
+    def database(self) -> Database:
+        """As the job's tenant sees it."""
+        return self.runtime.database.of(self.claim.tenant)
 
     @property
     def settings(self) -> Settings:

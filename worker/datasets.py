@@ -12,7 +12,7 @@ from worker.context import Context
 
 
 def open_version(context: Context, reference: str) -> tuple[DatasetVersion, ShardReader]:
-    with context.runtime.database.session() as session:
+    with context.database.session() as session:
         row = datasets.find(session, reference)
     return row, datasets.reader(context.storage, row)
 

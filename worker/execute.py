@@ -51,9 +51,9 @@ def _attempt(runtime: Runtime, claim: Claim, shutting_down: Flag) -> None:
     finally:
         if not succeeded:
             for prefix in context.written:
-                runtime.storage.delete_prefix(prefix)
+                context.storage.delete_prefix(prefix)
         else:
-            runtime.storage.delete_prefix(artifacts.checkpoints_prefix(claim.job_id))
+            context.storage.delete_prefix(artifacts.checkpoints_prefix(claim.job_id))
     _ring_new(runtime)
 
 
@@ -86,7 +86,7 @@ def _stopped(context: Context, reason: StopReason | None) -> JobState:
     if reason == StopReason.CANCEL:
         return _end(context, JobState.CANCELLED, "cancelled by request")
     if reason == StopReason.SHUTDOWN:
-        repository.give_back(context.runtime.database, context.claim)
+        repository.give_back(context.database, context.claim)
         return JobState.QUEUED
     raise LeaseLost(f"Job {context.claim.job_id} has a new owner.")
 
@@ -96,7 +96,7 @@ def _failed(context: Context, code: str, message: str) -> JobState:
 
 
 def _end(context: Context, state: JobState, message: str, *, error: dict[str, Any] | None = None) -> JobState:
-    with context.runtime.database.transaction() as session:
+    with context.database.transaction() as session:
         job = repository.owned(session, context.claim)
         if job.state == JobState.CANCELLING and state != JobState.FAILED:
             state = JobState.CANCELLED
@@ -107,7 +107,7 @@ def _end(context: Context, state: JobState, message: str, *, error: dict[str, An
 
 def _succeeded(context: Context, outcome: Outcome) -> JobState:
     """Rows, result, state and the next step of a harden job: one transaction."""
-    with context.runtime.database.transaction() as session:
+    with context.database.transaction() as session:
         job = repository.owned(session, context.claim)
         if job.state == JobState.CANCELLING:
             ended = repository.finish(session, context.claim, JobState.CANCELLED, "cancelled by request")

@@ -10,13 +10,13 @@ from worker.context import Context
 
 
 def made_by(context: Context, row: DatasetVersion) -> Job:
-    with context.runtime.database.session() as session:
+    with context.database.session() as session:
         return jobs.find(session, row.job_id)
 
 
 def reviewed_by(context: Context, job_id: str) -> Job:
     """The sanitise job whose verdicts a review of `job_id` is about."""
-    with context.runtime.database.session() as session:
+    with context.database.session() as session:
         return artifacts.verdict_job(session, job_id)
 
 

@@ -64,7 +64,7 @@ def run(context: Context) -> Outcome:
 
 def _read(context: Context) -> Reviewed:
     job = reviewed_by(context, context.claim.inputs["job"])
-    with context.runtime.database.session() as session:
+    with context.database.session() as session:
         stands = overrides.standing(session, job.id)
         made = overrides.decisions(session, job.id)
     table = VerdictTable.read(context.storage, artifacts.verdicts_key(job)).table
@@ -95,7 +95,7 @@ def _write_version(
 
 def _treated(context: Context, job: Job) -> Iterator[NDArray[np.uint8]]:
     """The images that the sanitise job let through, as it did, one by one."""
-    with context.runtime.database.session() as session:
+    with context.database.session() as session:
         row = session.scalars(select(DatasetVersion).where(DatasetVersion.job_id == job.id)).one()
     for block in datasets.reader(context.storage, row).blocks():
         yield from block

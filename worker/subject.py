@@ -1,20 +1,37 @@
-"""The model under test in an evaluate job, and what it did."""
+"""The model under test in an evaluate job, as its attackers hold it, and what it did."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from models.attacks.guarded import ServedStack, filter_score
 from models.classifiers import Classifier, build_classifier
-from models.robustness import Answer, Robustness, guard
-from models.specs import DistillSpec, EvaluateSpec
+from models.device import device_of
+from models.filtering import Filter
+from models.robustness import Answer, Evaluation, Target, guard
+from models.specs import ClassifierSpec, DistillSpec, EvaluateSpec
+from models.surrogates import fit_surrogates
+from models.training import Watch
 from service.references import parse_model_ref
 from service.registry import bundle as bundles
 from service.registry import repository as registry
+from service.registry.bundle import Bundle
 from worker.artifacts import load_network
 from worker.context import Context
 from worker.datasets import open_version
 from worker.lineage import sanitise_filter
+
+FOREIGN = 2
+MOST_FOREIGN_IMAGES = 4000
+EXPECTED_OVER = 16
+"""Dropout masks that an attacker who does not know the served ones draws for each step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +39,7 @@ class Subject:
     """The model under test."""
 
     reference: str
-    student: Classifier
+    target: Target
     answer: Answer
     alpha: float
     classes: list[str]
@@ -33,24 +50,78 @@ class Trial:
     """What the model under test did."""
 
     dataset: str
-    found: Robustness
+    found: Evaluation
     clean: dict[str, Any]
 
 
-def load_subject(context: Context, spec: EvaluateSpec) -> Subject:
+def load_subject(context: Context, spec: EvaluateSpec, watch: Watch) -> Subject:
+    """watch: told of the foreign networks' training, where the spec wants them."""
     with context.runtime.database.session() as session:
         row = registry.resolve(session, parse_model_ref(context.claim.inputs["model"]))
     bundle = bundles.load(context.storage, row.prefix, row.files)
     distilled = DistillSpec.model_validate(bundle.card["spec"])
-    student = build_classifier(
-        distilled.student, num_classes=len(bundle.classes), image_shape=bundle.image_shape, seed=distilled.seed
+    student, teacher = (
+        _network(context, bundle, row.prefix, name, network, distilled.seed)
+        for name, network in (("student", distilled.student), ("teacher", distilled.teacher))
     )
-    load_network(student, context.storage.read(f"{row.prefix}/student.safetensors"))
-    student.eval()
-    dataset, _ = open_version(context, bundle.card["lineage"]["dataset"])
+    trained_on = bundle.card["lineage"]["dataset"]
+    dataset, _ = open_version(context, trained_on)
     kept = sanitise_filter(context, dataset)
-    calibration = bundle.calibration
-    alpha = spec.alpha or calibration.alpha
-    detector_score = kept.filter.score if kept is not None else None
-    answer = guard(student, calibration.mc.masks(), calibration.abstention, detector_score, alpha=alpha)
-    return Subject(registry.reference_of(row), student, answer, alpha, list(bundle.classes))
+    alpha = spec.alpha or bundle.calibration.alpha
+    own = None if kept is None else kept.filter
+    masks = bundle.calibration.mc.masks()
+    score = None if own is None else own.score
+    answer = guard(student, masks, bundle.calibration.abstention, score, alpha=alpha)
+    target = Target(
+        student,
+        answer=answer,
+        alpha=alpha,
+        stack=_stack(student, bundle, own, alpha, torch.from_numpy(masks).to(device_of(student))),
+        stack_in_expectation=lambda rng: _stack(student, bundle, own, alpha, rng),
+        teacher=teacher,
+        foreign=_foreign(context, trained_on, spec, watch) if "transfer-foreign" in spec.chosen else (),
+        temperature=distilled.temperature,
+    )
+    return Subject(registry.reference_of(row), target, answer, alpha, list(bundle.classes))
+
+
+def _network(context: Context, bundle: Bundle, prefix: str, name: str, spec: ClassifierSpec, seed: int) -> Classifier:
+    network = build_classifier(spec, num_classes=len(bundle.classes), image_shape=bundle.image_shape, seed=seed)
+    load_network(network, context.storage.read(f"{prefix}/{name}.safetensors"))
+    return network.eval()
+
+
+def _stack(
+    student: Classifier, bundle: Bundle, own: Filter | None, alpha: float, masks: torch.Tensor | torch.Generator
+) -> ServedStack:
+    """masks: the served ones, or what draws others at every call."""
+    mc = bundle.calibration.mc
+
+    def drawn(rng: torch.Generator) -> torch.Tensor:
+        kept = torch.rand((EXPECTED_OVER, mc.feature_dim), generator=rng, device=rng.device) >= mc.dropout
+        return kept.float() / (1 - mc.dropout)
+
+    return ServedStack.of(
+        student,
+        (lambda: masks) if isinstance(masks, torch.Tensor) else (lambda: drawn(masks)),
+        bundle.calibration.abstention,
+        alpha=alpha,
+        detector=None if own is None else filter_score(own.network),
+    )
+
+
+def _foreign(context: Context, trained_on: str, spec: EvaluateSpec, watch: Watch) -> Sequence[nn.Module]:
+    """Networks of other architectures, fitted on images that the student was trained on."""
+    row, reader = open_version(context, trained_on)
+    rng = np.random.default_rng(np.random.PCG64(spec.seed))
+    rows: NDArray[np.int64] = np.sort(rng.permutation(row.num_samples)[:MOST_FOREIGN_IMAGES])
+    fitted = fit_surrogates(
+        reader.images(rows),
+        reader.labels()[rows],
+        count=FOREIGN,
+        num_classes=len(row.classes),
+        seed=spec.seed,
+        watch=watch,
+        checkpoints=context.checkpoints,
+    )
+    return [surrogate.network for surrogate in fitted]

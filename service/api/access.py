@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from fastapi import Depends, Request, Security
@@ -13,7 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import OperationalError
 from starlette import types
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, State
 from starlette.types import ASGIApp, Message, Receive, Send
 
 from service import auth
@@ -22,6 +22,7 @@ from service.audit import Actor
 from service.errors import WinnowError
 from service.scopes import Scope
 from service.tables import ApiKey
+from service.tenancy import TenantStorage
 
 REQUEST_ID = "x-request-id"
 PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
@@ -77,10 +78,14 @@ class Keys:
                 answer = await problems.answer(Request(scope), error)
                 await answer(scope, receive, send)
                 return
-            scope.setdefault("state", {}).update(
-                key=key, database=scope["app"].state.database, storage=scope["app"].state.storage
-            )
+            scope.setdefault("state", {}).update(bounds(scope["app"].state, key))
         await self._app(scope, receive, send)
+
+
+def bounds(everything: State, key: ApiKey) -> dict[str, Any]:
+    """The key, and all that a route may reach with it: database and storage of its tenant, and nothing beyond."""
+    storage = TenantStorage(everything.storage, key.tenant)
+    return {"key": key, "database": everything.database.of(key.tenant), "storage": storage}
 
 
 class Needs:
@@ -118,4 +123,5 @@ MayReview = Annotated[ApiKey, Depends(Needs(_REVIEW))]
 MaySeeModels = Annotated[ApiKey, Depends(Needs(_JOBS, _PREDICT))]
 MayMoveAliases = Annotated[ApiKey, Depends(Needs(_JOBS))]
 MayPredict = Annotated[ApiKey, Depends(Needs(_PREDICT))]
+MayOperate = Annotated[ApiKey, Depends(Needs(Scope.OPERATOR))]  # about all tenants
 MayAdminister = Annotated[ApiKey, Depends(Needs(Scope.ADMIN))]

@@ -60,7 +60,7 @@ async def upload(
         )
     key = f"uploads/{secrets.token_hex(16)}"
     wanted = parse_repr_digest(request.headers.get("repr-digest"))
-    received = await receive(request.stream(), state.storage, key, max_bytes=limit, wanted_sha256=wanted)
+    received = await receive(request.stream(), request.state.storage, key, max_bytes=limit, wanted_sha256=wanted)
     job = await run_in_threadpool(_queue_ingest, request, name, key, received, spec)
     return accepted(job)
 
@@ -70,7 +70,7 @@ def _queue_ingest(request: Request, name: str, key: str, received: Received, spe
         raise TypeError("ingest has an IngestSpec")
     state = request.app.state
     inputs = {"name": name, "upload": key, "sha256": received.sha256, "bytes": received.size}
-    with state.database.transaction() as session:
+    with request.state.database.transaction() as session:
         job = add_job(
             session,
             "ingest",
@@ -102,7 +102,7 @@ def list_versions(
         if not version.isdecimal():
             raise InvalidInput("That cursor is not one of ours: send next_cursor as a page gave it.", code="bad_cursor")
         query = query.where(tuple_(*order) > (name, int(version)))
-    with request.app.state.database.session() as session:
+    with request.state.database.session() as session:
         rows = list(session.scalars(query))
     more = encode_cursor(datasets.reference_of(rows[limit - 1])) if len(rows) > limit else None
     return Page(items=[DatasetOut.of(row) for row in rows[:limit]], next_cursor=more)
@@ -112,7 +112,7 @@ def list_versions(
     "/{reference}", response_model=DatasetOut | Page[DatasetOut], summary="One version (name@n), or all of a name"
 )
 def get_dataset(request: Request, reference: str, _key: MaySeeDatasets) -> DatasetOut | Page[DatasetOut]:
-    with request.app.state.database.session() as session:
+    with request.state.database.session() as session:
         if "@" in reference:
             return DatasetOut.of(datasets.find(session, reference))
         check_name(reference, what="data set")
@@ -127,11 +127,10 @@ def get_dataset(request: Request, reference: str, _key: MaySeeDatasets) -> Datas
 def samples(
     request: Request, reference: str, _key: MaySeeDatasets, cursor: str | None = None, limit: Limit = 100
 ) -> Page[SampleOut]:
-    state = request.app.state
-    with state.database.session() as session:
+    with request.state.database.session() as session:
         row = datasets.find(session, reference)
     offset = decode_offset(cursor)
-    table = datasets.reader(state.storage, row).rows_in(offset, limit)
+    table = datasets.reader(request.state.storage, row).rows_in(offset, limit)
     items = [
         SampleOut(**{"index": offset + place, **fields, "label": row.classes[fields["label"]]})
         for place, fields in enumerate(table.to_pylist())
@@ -142,12 +141,11 @@ def samples(
 
 @router.get("/{reference}/samples/{index}/image", summary="One image as PNG, as training sees it")
 def sample_image(request: Request, reference: str, index: int, _key: MaySeeDatasets) -> Response:
-    state = request.app.state
-    with state.database.session() as session:
+    with request.state.database.session() as session:
         row = datasets.find(session, reference)
     if not 0 <= index < row.num_samples:
         raise NotFound(f"{reference} has images 0 to {row.num_samples - 1}, not {index}.", code="sample_not_found")
-    pixels = datasets.reader(state.storage, row).image(index)
+    pixels = datasets.reader(request.state.storage, row).image(index)
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
     return Response(buffer.getvalue(), media_type="image/png")
@@ -159,11 +157,11 @@ def export(
 ) -> Response:
     """`originals`: encoded formats carry the uploaded file of an image that was not changed, else its pixels as PNG."""
     state = request.app.state
-    with state.database.session() as session:
+    with request.state.database.session() as session:
         row = datasets.find(session, reference)
         origin = origin_of(session, row) if originals else None
         session.expunge_all()
-    pieces = exported(Version(state.storage, row, origin, Limits.of(state.settings)), format)
+    pieces = exported(Version(request.state.storage, row, origin, Limits.of(state.settings)), format)
     first = next(pieces)  # what cannot be read is an answer, not half a file
     name = f"{row.name}-{row.version}.{SUFFIXES[format]}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}

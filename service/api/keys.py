@@ -82,7 +82,7 @@ class IssuedKeyOut(KeyOut):
 def create(request: Request, response: Response, body: KeyIn, _key: MayAdminister) -> IssuedKeyOut:
     if body.expires_at is not None and not now() < body.expires_at < now() + LONGEST_LIFE:
         raise InvalidInput("expires_at must be in the future, and within ten years.", code="bad_expiry")
-    with request.app.state.database.transaction() as session:
+    with request.state.database.transaction() as session:
         issued = auth.create(session, body.name, body.scopes, expires_at=body.expires_at, actor=actor_of(request))
     return IssuedKeyOut.issued(issued, response)
 
@@ -92,7 +92,7 @@ def list_keys(request: Request, _key: MayAdminister, cursor: str | None = None, 
     query = select(ApiKey).order_by(ApiKey.id).limit(limit + 1)
     if cursor is not None:
         query = query.where(ApiKey.id > decode_cursor(cursor))
-    with request.app.state.database.session() as session:
+    with request.state.database.session() as session:
         rows = list(session.scalars(query))
     more = encode_cursor(rows[limit - 1].id) if len(rows) > limit else None
     return Page(items=[KeyOut.of(row) for row in rows[:limit]], next_cursor=more)
@@ -101,7 +101,7 @@ def list_keys(request: Request, _key: MayAdminister, cursor: str | None = None, 
 @router.delete("/{key_id}", response_model=KeyOut, summary="Revoke a key")
 def revoke(request: Request, key_id: str, _key: MayAdminister) -> KeyOut:
     """At once, with the text of an earlier rotation. The key stays in the list."""
-    with request.app.state.database.transaction() as session:
+    with request.state.database.transaction() as session:
         key = auth.find(session, key_id)
         auth.revoke(session, key, actor=actor_of(request))
     return KeyOut.of(key)
@@ -113,6 +113,6 @@ def rotate(
 ) -> IssuedKeyOut:
     """The present text counts for `grace_seconds` longer (an hour, where not said); one from before it ends at once."""
     grace = timedelta(seconds=(body or RotationIn()).grace_seconds)
-    with request.app.state.database.transaction() as session:
+    with request.state.database.transaction() as session:
         issued = auth.rotate(session, auth.find(session, key_id), grace=grace, actor=actor_of(request))
     return IssuedKeyOut.issued(issued, response)

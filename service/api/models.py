@@ -100,7 +100,7 @@ def list_models(
     request: Request, _key: MaySeeModels, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> Page[ModelOut]:
     after = None if cursor is None else decode_cursor(cursor)
-    with request.app.state.database.session() as session:
+    with request.state.database.session() as session:
         found = registry.page(session, after=after, limit=limit)
         items = [ModelOut.of(model.serving, model) for model in found.models]
     return Page(items=items, next_cursor=None if found.next_after is None else encode_cursor(found.next_after))
@@ -109,7 +109,7 @@ def list_models(
 @router.get("/{reference}", response_model=ModelOut, summary="One version: name@n, name:alias, or name")
 def get_model(request: Request, reference: str, _key: MaySeeModels) -> ModelOut:
     """A bare name means its champion where that alias is set, else its latest version."""
-    with request.app.state.database.session() as session:
+    with request.state.database.session() as session:
         row = registry.resolve(session, reference)
         return ModelOut.of(row, registry.describe(session, row.name))
 
@@ -117,7 +117,7 @@ def get_model(request: Request, reference: str, _key: MaySeeModels) -> ModelOut:
 @router.put("/{name}/aliases/{alias}", response_model=AliasOut, summary="Point an alias at a version")
 def put_alias(request: Request, name: str, alias: str, body: AliasIn, _key: MayMoveAliases) -> AliasOut:
     """Promote by pointing `champion` at a version; roll back by pointing it at an earlier one."""
-    with request.app.state.database.transaction() as session:
+    with request.state.database.transaction() as session:
         before = registry.aliases(session, name).get(alias)
         row = registry.set_alias(session, name, alias, version=body.version)
         model = str(ModelRef(name, row.version))
@@ -131,7 +131,7 @@ def put_alias(request: Request, name: str, alias: str, body: AliasIn, _key: MayM
 async def predict(
     request: Request,
     reference: str,
-    _key: MayPredict,
+    key: MayPredict,
     alpha: Annotated[float | None, Query(description="share of clean images that may be refused")] = None,
 ) -> Response:
     """The body is sniffed: an image, an npz or a JSON object with `images`, or a multipart form of files in `images`.
@@ -151,5 +151,5 @@ async def predict(
         def opened(shape: Shape) -> Source:
             return open_source(body, content_type, shape, limits)
 
-        answer = await engine.predict(ref, opened, alpha=alpha)
+        answer = await engine.predict(ref, opened, alpha=alpha, tenant=key.tenant)
         return Response(orjson.dumps(answer, option=JSON_OPTIONS), media_type="application/json")

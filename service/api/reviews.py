@@ -102,7 +102,7 @@ def acting(key: ApiKey) -> str:
 
 def pages_of(request: Request, job: Job) -> VerdictPages:
     state = request.app.state
-    return VerdictPages(state.storage, artifacts.verdicts_key(job), state.orders)
+    return VerdictPages(request.state.storage, artifacts.verdicts_key(job), state.orders)
 
 
 @router.put("/{job_id}/verdicts", response_model=DecidedOut, summary="Decide on many images at once")
@@ -110,7 +110,7 @@ def decide_many(request: Request, job_id: str, body: SelectionIn, key: MayReview
     """All of them in one transaction, under one time and note."""
     job = _judged(request, job_id)
     meant = selected(pages_of(request, job), Where(**body.where.model_dump()))
-    with request.app.state.database.transaction() as session:
+    with request.state.database.transaction() as session:
         made = overrides.decide(session, job, meant, body.verdict, note=body.note, by=acting(key))
         _tell(session, request, job, made, meant)
     return DecidedOut(decided=len(meant), job=job.id)
@@ -120,7 +120,7 @@ def decide_many(request: Request, job_id: str, body: SelectionIn, key: MayReview
 def one_verdict(request: Request, job_id: str, index: Index, _key: MaySeeVerdicts) -> dict[str, Any]:
     job = _judged(request, job_id)
     row = pages_of(request, job).row(index)
-    with request.app.state.database.session() as session:
+    with request.state.database.session() as session:
         told = overrides.history(session, job.id, index)
     stands = told[-1].wire() if told and told[-1].verdict else None
     return {**row, "override": stands, "history": [each.wire() for each in told]}
@@ -143,7 +143,7 @@ def _decided(
     """The row as it is now. Where nothing stands there is nothing to take back, and nothing is recorded."""
     job = _judged(request, job_id)
     row = pages_of(request, job).row(index)
-    with request.app.state.database.transaction() as session:
+    with request.state.database.transaction() as session:
         if verdict is None and not _stands(overrides.history(session, job.id, index)):
             return row
         made = overrides.decide_one(session, job, index, verdict, note=note, by=acting(key))
@@ -174,5 +174,5 @@ def _stands(told: list[overrides.Decision]) -> bool:
 
 
 def _judged(request: Request, job_id: str) -> Job:
-    with request.app.state.database.session() as session:
+    with request.state.database.session() as session:
         return artifacts.verdict_job(session, job_id)

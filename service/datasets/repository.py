@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -11,14 +13,16 @@ from service.errors import NotFound
 from service.references import DatasetRef, parse_dataset_ref
 from service.storage import Storage
 from service.tables import DatasetVersion
+from service.tenancy import tenant_of
+from service.turns import take_turns
 
 
 def find(session: Session, reference: str | DatasetRef) -> DatasetVersion:
     """The version that `reference` names. Raises InvalidReference or NotFound."""
     ref = parse_dataset_ref(reference) if isinstance(reference, str) else reference
-    found = session.get(DatasetVersion, (ref.name, ref.version))
+    found = session.get(DatasetVersion, (tenant_of(session), ref.name, ref.version))
     if found is None:
-        latest = session.scalar(select(func.max(DatasetVersion.version)).where(DatasetVersion.name == ref.name))
+        latest = _latest(session, ref.name)
         hint = f"its newest version is {ref.name}@{latest}" if latest else "no data set of that name has been uploaded"
         raise NotFound(f"There is no data set {ref}: {hint}.", code="dataset_not_found")
     return found
@@ -37,10 +41,11 @@ def publish(
     parent: str | None = None,
 ) -> DatasetVersion:
     """Make the next version of `name`; the caller's transaction decides whether it comes to be."""
-    latest = session.scalar(select(func.max(DatasetVersion.version)).where(DatasetVersion.name == name)) or 0
+    take_turns(session, f"dataset {tenant_of(session)} {name}")
     row = DatasetVersion(
+        tenant=tenant_of(session),
         name=name,
-        version=latest + 1,
+        version=(_latest(session, name) or 0) + 1,
         job_id=job_id,
         prefix=prefix,
         digest=written.digest,
@@ -50,11 +55,17 @@ def publish(
         image_shape=list(image_shape),
         source_format=source_format,
         parent=parent,
+        size_bytes=written.num_samples * math.prod(image_shape),
         created_at=now(),
     )
     session.add(row)
     session.flush()
     return row
+
+
+def _latest(session: Session, name: str) -> int | None:
+    here = DatasetVersion.tenant == tenant_of(session), DatasetVersion.name == name
+    return session.scalar(select(func.max(DatasetVersion.version)).where(*here))
 
 
 def reader(storage: Storage, row: DatasetVersion) -> ShardReader:

@@ -12,6 +12,7 @@ from service.db import now
 from service.jobs.repository import record
 from service.jobs.state import JobState
 from service.tables import Job
+from service.tenancy import tenant_of
 
 
 def new_job_id() -> str:
@@ -26,13 +27,15 @@ def add_job(
     inputs: dict[str, Any],
     params: dict[str, Any],
     max_attempts: int,
+    tenant: str | None = None,
     parent_id: str | None = None,
     request_id: str | None = None,
     idempotency_key: str | None = None,
     payload_digest: str | None = None,
 ) -> Job:
-    """The broker is told of it only once the caller's transaction has committed."""
+    """Of the session's tenant, where none is named. The broker is told only once the transaction has committed."""
     job = Job(
+        tenant=tenant or tenant_of(session),
         id=new_job_id(),
         type=kind,
         state=JobState.QUEUED,

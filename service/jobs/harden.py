@@ -88,6 +88,7 @@ def _add(session: Session, parent: Job, kind: str, inputs: dict[str, Any]) -> Jo
         kind,
         inputs=inputs,
         params=parent.params[kind],
+        tenant=parent.tenant,
         parent_id=parent.id,
         request_id=parent.request_id,
         max_attempts=parent.max_attempts,

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from service.db import Database, now
 from service.errors import LeaseLost, NotFound
 from service.jobs.state import OWNED, JobState, check_transition
-from service.tables import Job, JobEvent
+from service.tables import DEFAULT, Job, JobEvent
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Claim:
     inputs: dict[str, Any]
     params: dict[str, Any]
     request_id: str | None
+    tenant: str = DEFAULT
 
 
 def find(session: Session, job_id: str) -> Job:
@@ -71,7 +72,7 @@ def claim(database: Database, job_id: str, *, worker: str, lease_seconds: float)
         if not taken:
             return None
         start_parent(session, job)
-        return Claim(job.id, job.attempt, job.type, job.inputs, job.params, job.request_id)
+        return Claim(job.id, job.attempt, job.type, job.inputs, job.params, job.request_id, job.tenant)
 
 
 def start_parent(session: Session, job: Job) -> None:

@@ -22,6 +22,7 @@ from service.jobs.create import add_job
 from service.references import check_name, parse_model_ref
 from service.registry import repository as registry
 from service.tables import DatasetVersion, Job
+from service.tenancy import tenant_of
 
 INPUTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # type: (required, optional)
     "sanitise": (frozenset({"dataset"}), frozenset({"reference"})),
@@ -81,7 +82,8 @@ def made_before(session: Session, request: Request) -> Job | None:
     """The job that this idempotency key made. Raises IdempotencyConflict where it was another request."""
     if not request.idempotency_key:
         return None
-    earlier = session.scalar(select(Job).where(Job.idempotency_key == request.idempotency_key))
+    same_key = Job.tenant == tenant_of(session), Job.idempotency_key == request.idempotency_key
+    earlier = session.scalar(select(Job).where(*same_key))
     return None if earlier is None else _same(earlier, request)
 
 

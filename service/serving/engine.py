@@ -25,6 +25,8 @@ from service.serving.predict import Predictor
 from service.serving.sessions import Runtime, look, plan_providers
 from service.settings import Settings
 from service.storage import Storage
+from service.tables import DEFAULT
+from service.tenancy import TenantStorage
 
 WORKERS = 2  # one decodes while another computes; each ONNX call has threads of its own
 ResultT = TypeVar("ResultT")
@@ -79,11 +81,11 @@ class Engine:
         images: Images,
         options: Options = DEFAULTS,
         *,
-        tenant: str = "",
+        tenant: str = DEFAULT,
         deadline: float | None = None,
     ) -> Answers:
         """What one version says of images uint8 (n, h, w, c) of its shape. deadline: of time.monotonic()."""
-        found = await self.model(model)
+        found = await self.model(model, tenant=tenant)
         if images.ndim != 4 or images.shape[1:] != found.image_shape or not len(images):
             raise BadImages(
                 f"The images have shape {images.shape}; {found.reference} takes (n, "
@@ -99,27 +101,32 @@ class Engine:
             watch(Observed(tenant, images, options, answers))
         return answers
 
-    async def model(self, reference: str | ModelRef) -> Predictor:
-        """The version that the reference means, loaded if need be."""
-        key = await asyncio.to_thread(self._resolve, reference)
+    async def model(self, reference: str | ModelRef, *, tenant: str = DEFAULT) -> Predictor:
+        """The version that the reference means to this tenant, loaded if need be."""
+        key = await asyncio.to_thread(self._resolve, tenant, reference)
         model = self._loaded.peek(key)
         return await self._in(self._loading, lambda: self._loaded.get(key)) if model is None else model
 
     async def predict(
-        self, reference: str | ModelRef, open_source: Callable[[Shape], Source], *, alpha: float | None
+        self,
+        reference: str | ModelRef,
+        open_source: Callable[[Shape], Source],
+        *,
+        alpha: float | None,
+        tenant: str = DEFAULT,
     ) -> Answer:
         """Predict all images of a source that is opened for the model's image shape; alpha None is the model's own.
 
         Works batch by batch, so that memory stays flat and no request keeps the others waiting for longer than one.
         """
-        model = await self.model(reference)
+        model = await self.model(reference, tenant=tenant)
         name = parse_model_ref(model.reference)
         model.check_alpha(model.alpha if alpha is None else alpha)
         source = await self.off_loop(lambda: open_source(model.image_shape))
         batches = source.batches(model.batch)
         predictions: list[Prediction] = []
         while (images := await self.off_loop(lambda: next(batches, None))) is not None:
-            predictions += (await self.infer(name, images, Options(alpha))).predictions()
+            predictions += (await self.infer(name, images, Options(alpha), tenant=tenant)).predictions()
         return Answer(model.reference, model.digest, model.alpha if alpha is None else alpha, predictions)
 
     async def off_loop(self, work: Callable[[], ResultT]) -> ResultT:
@@ -133,15 +140,16 @@ class Engine:
             raise _closed() from error
         return await future
 
-    def _resolve(self, reference: str | ModelRef) -> Key:
-        with self._database.session() as session:
+    def _resolve(self, tenant: str, reference: str | ModelRef) -> Key:
+        with self._database.of(tenant).session() as session:
             row = resolve(session, reference)
-            return row.name, row.version
+            return tenant, row.name, row.version
 
     def _load(self, key: Key) -> Predictor:
-        with self._database.session() as session:
-            row = resolve(session, ModelRef(*key))
-        bundle = load(self._storage, row.prefix, row.files)
+        tenant, name, version = key
+        with self._database.of(tenant).session() as session:
+            row = resolve(session, ModelRef(name, version))
+        bundle = load(TenantStorage(self._storage, tenant), row.prefix, row.files)
         batch = self._settings.predict_batch
         return Predictor(bundle, self._runtime, name=row.name, version=row.version, batch=batch)
 

@@ -12,8 +12,8 @@ import structlog
 
 log = structlog.get_logger()
 ValueT = TypeVar("ValueT")
-Key = tuple[str, int]
-"""Name and version: a version never changes, so what was loaded for it never goes stale."""
+Key = tuple[str, str, int]
+"""Tenant, name and version: a version never changes, so what was loaded for it never goes stale."""
 
 
 class Loaded(Generic[ValueT]):
@@ -55,5 +55,10 @@ class Loaded(Generic[ValueT]):
             # Whoever still uses one that is let go keeps it alive until the answer is out.
             let_go = [self._kept.popitem(last=False)[0] for _ in range(len(self._kept) - self._capacity)]
         seconds = round(time.monotonic() - began, 3)
-        log.info("model loaded", model=f"{key[0]}@{key[1]}", seconds=seconds, let_go=[f"{n}@{v}" for n, v in let_go])
+        log.info("model loaded", model=_told(key), seconds=seconds, let_go=[_told(each) for each in let_go])
         return value
+
+
+def _told(key: Key) -> str:
+    tenant, name, version = key
+    return f"{tenant}/{name}@{version}"

@@ -34,7 +34,8 @@ from tests.service.conftest import MakeDataset
 from tests.service.live import serving
 from tests.service.tiny_model import publish_version
 
-COLUMNS = ("seq", "at", "actor_id", "actor", "action", "subject", "request_id", "details", "prev_hash", "hash")
+SEALED = ("seq", "at", "actor_id", "actor", "action", "subject", "request_id", "details", "prev_hash", "tenant")
+COLUMNS = (*SEALED, "hash")
 ENTRIES = 4
 
 
@@ -130,8 +131,9 @@ def test_a_removed_entry_is_found(log: Database, seq: int) -> None:
         "UPDATE audit_log SET details = ' ' || details WHERE seq = 1",
         "UPDATE audit_log SET action = CAST(action AS BLOB) WHERE seq = 1",
         "UPDATE audit_log SET hash = upper(hash) WHERE seq = 1",
-        "INSERT INTO audit_log SELECT 5, at, actor_id, actor, action, subject, request_id, details, prev_hash, hash "
-        "FROM audit_log WHERE seq = 4",
+        f"INSERT INTO audit_log (seq, {', '.join(COLUMNS[1:])}) SELECT 5, {', '.join(COLUMNS[1:])} FROM audit_log "  # noqa: S608
+        "WHERE seq = 4",
+        "UPDATE audit_log SET tenant = NULL WHERE seq = 1",
         "DELETE FROM audit_log",
         "DELETE FROM audit_head",
         "UPDATE audit_head SET seq = 3",

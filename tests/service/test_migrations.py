@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 import service.migrations
 from service.auth import authenticate, digest_of, ensure_admin_key
-from service.db import Database, migrate
+from service.db import Database, migrate, migrating
 from service.errors import Unauthorized
 from service.settings import Settings
 from service.tables import Table
@@ -20,7 +20,7 @@ from service.tables import Table
 def alembic(database: Database, action: str, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", next(iter(service.migrations.__path__)))
-    with database.engine.begin() as connection:
+    with migrating(database) as connection:
         config.attributes["connection"] = connection
         getattr(command, action)(config, revision)
 

@@ -60,22 +60,22 @@ def engine(database: Database, storage: LocalStorage, tmp_path: Path) -> Iterato
 def test_the_least_recently_used_is_let_go() -> None:
     loads: list[str] = []
 
-    def load_one(key: tuple[str, int]) -> str:
-        loads.append(key[0])
-        return key[0].upper()
+    def load_one(key: tuple[str, str, int]) -> str:
+        loads.append(key[1])
+        return key[1].upper()
 
     loaded = Loaded(2, load_one)
     for name in ("a", "b", "a", "c", "a", "b"):
-        assert loaded.get((name, 1)) == name.upper()
+        assert loaded.get(("default", name, 1)) == name.upper()
     assert loads == ["a", "b", "c", "b"]
-    assert (len(loaded), loaded.peek(("c", 1))) == (2, None)
+    assert (len(loaded), loaded.peek(("default", "c", 1))) == (2, None)
 
 
 def test_a_model_is_loaded_once_however_many_ask() -> None:
     started = threading.Barrier(8)
     loads: list[object] = []
 
-    def load_slowly(key: tuple[str, int]) -> object:
+    def load_slowly(key: tuple[str, str, int]) -> object:
         time.sleep(0.05)
         loads.append(key)
         return object()
@@ -84,7 +84,7 @@ def test_a_model_is_loaded_once_however_many_ask() -> None:
 
     def ask(_: int) -> object:
         started.wait(10)
-        return loaded.get(("a", 1))
+        return loaded.get(("default", "a", 1))
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(ask, range(8)))
@@ -95,7 +95,7 @@ def test_a_model_is_loaded_once_however_many_ask() -> None:
 def test_a_load_that_fails_is_tried_again() -> None:
     attempts: list[int] = []
 
-    def load_at_second_try(_key: tuple[str, int]) -> str:
+    def load_at_second_try(_key: tuple[str, str, int]) -> str:
         attempts.append(1)
         if len(attempts) == 1:
             raise BundleCorrupt("damaged")
@@ -103,8 +103,8 @@ def test_a_load_that_fails_is_tried_again() -> None:
 
     loaded = Loaded(2, load_at_second_try)
     with pytest.raises(BundleCorrupt):
-        loaded.get(("a", 1))
-    assert loaded.get(("a", 1)) == "restored"
+        loaded.get(("default", "a", 1))
+    assert loaded.get(("default", "a", 1)) == "restored"
 
 
 # The gate
