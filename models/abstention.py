@@ -1,26 +1,33 @@
-"""When the served model answers null: MC-dropout uncertainty and the detector's score as one conformal p-value.
+"""When the served model answers null: uncertainty, familiarity and the detector's score as one conformal p-value.
 
 Numpy only, so that the gateway computes it without torch. k dropout passes, n images, c classes, d features.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from models.calibration import Float64s, Floats, JointTest, check_alpha, smallest_alpha
+from models.calibration import Float64s, Floats, JointTest, PerClassTest, check_alpha, samples_needed, smallest_alpha
+from models.mc_dropout import Uncertainty as Uncertainty
+from models.mc_dropout import as_passes, kl_to_profile
+from models.mc_dropout import class_profiles as class_profiles
+from models.mc_dropout import dropout_masks as dropout_masks
+from models.mc_dropout import uncertainty as uncertainty
+from models.mc_dropout import uncertainty_of as uncertainty_of
 
-Reason = Literal["perturbed", "uncertain"]
+Reason = Literal["perturbed", "uncertain", "unfamiliar", "outlier"]
+"""The test that spoke: the detector's score, the KL divergence, the distance of the features, the outlier class."""
+
+STUDENT_REASONS = frozenset({"unfamiliar", "outlier"})
 
 PROFILE_SHARE = 0.25
 """Share of the calibration images that make the class profiles, where profiles are not given."""
-
-SMALLEST_PROBABILITY = 1e-6
-PRIOR_IMAGES = 1.0
 
 
 class InvalidCalibration(ValueError):
@@ -28,31 +35,30 @@ class InvalidCalibration(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Uncertainty:
-    """Of n images: nats (n,) of entropy, mutual information and KL(p̄ ‖ q_ĉ); mean probabilities p̄ (n, c)."""
-
-    entropy: Float64s
-    mutual_information: Float64s
-    kl: Float64s
-    mean_probabilities: Float64s
-
-
-@dataclass(frozen=True, eq=False)
 class AbstentionCalibration:
-    """What clean images score. Row i of `kl_scores` (m,) and `detector_scores` (m,) are of the same image.
+    """What clean images score. Row i of `kl_scores` (m,), `detector_scores` (m,) and the others is of the same image.
 
     profiles: (c, c), row c is q_c, the mean probabilities of class c; no entry is 0.
+    student_scores: (m,) of each further score that the student's graph gives, named by the reason it stands for.
+    answers: (m,) int64, what the student made of each image; None in a calibration of before they were kept.
+    per_class: whether an image is judged by the calibration images of the same answer.
     """
 
     profiles: Float64s
     kl_scores: Float64s
     detector_scores: Float64s | None
+    student_scores: Mapping[Reason, Float64s] = field(default_factory=dict)
+    answers: npt.NDArray[np.int64] | None = None
+    per_class: bool = False
 
     def __post_init__(self) -> None:
         _check_profiles(self.profiles)
-        scores = [self.kl_scores] if self.detector_scores is None else [self.kl_scores, self.detector_scores]
+        if not self.student_scores.keys() <= STUDENT_REASONS:
+            raise InvalidCalibration(f"no student gives the scores {sorted(self.student_scores.keys())}")
+        scores = self.scores_by_reason.values()
         if any(s.shape != (self.n,) or not np.isfinite(s).all() for s in scores) or self.n == 0:
             raise InvalidCalibration("calibration scores must be finite, at least one, and as many of each kind")
+        self._check_answers()
 
     @property
     def n(self) -> int:
@@ -67,103 +73,96 @@ class AbstentionCalibration:
     def to_json(self) -> dict[str, Any]:
         """A JSON-able object that `from_json` makes the same numbers of, to the last bit."""
         detector = None if self.detector_scores is None else self.detector_scores.tolist()
-        return {"profiles": self.profiles.tolist(), "kl_scores": self.kl_scores.tolist(), "detector_scores": detector}
+        student = {name: scores.tolist() for name, scores in self.student_scores.items()}
+        return {
+            "profiles": self.profiles.tolist(),
+            "kl_scores": self.kl_scores.tolist(),
+            "detector_scores": detector,
+            "student_scores": student,
+            "answers": None if self.answers is None else self.answers.tolist(),
+            "per_class": self.per_class,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Raises InvalidCalibration where a part is missing or malformed."""
         try:
-            detector = data["detector_scores"]
+            detector, answers = data["detector_scores"], data.get("answers")
             return cls(
                 np.array(data["profiles"], dtype=np.float64),
                 np.array(data["kl_scores"], dtype=np.float64),
                 None if detector is None else np.array(detector, dtype=np.float64),
+                {name: np.array(scores, dtype=np.float64) for name, scores in data.get("student_scores", {}).items()},
+                None if answers is None else np.array(answers, dtype=np.int64),
+                bool(data.get("per_class", False)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidCalibration(f"malformed abstention calibration: {error!r}") from error
 
     @cached_property
     def test(self) -> JointTest:
-        """Detector (where there is one) and uncertainty as one test; made once, for a gateway asks it often."""
-        kinds = [self.kl_scores] if self.detector_scores is None else [self.detector_scores, self.kl_scores]
-        return JointTest(np.stack(kinds, axis=1))
+        """All that may speak against an image as one test; made once, for a gateway asks it often."""
+        return JointTest(np.stack(list(self.scores_by_reason.values()), axis=1))
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Of the test's columns, in their order: where two are as suspicious, the first is believed."""
+        return tuple(self.scores_by_reason)
+
+    @cached_property
+    def answer_counts(self) -> npt.NDArray[np.int64]:
+        """How many calibration images the student gave each answer, (c,)."""
+        classes = len(self.profiles)
+        return np.zeros(classes, np.int64) if self.answers is None else np.bincount(self.answers, minlength=classes)
+
+    def class_p_values(self, table: Float64s, answers: npt.NDArray[np.int64]) -> Float64s | None:
+        """Among the calibration images of the same answer, (n,); 1 where there are none, None where none were kept."""
+        return None if self._class_test is None else self._class_test.p_values(table, answers)[0]
+
+    @cached_property
+    def _class_test(self) -> PerClassTest | None:
+        table = np.stack(list(self.scores_by_reason.values()), axis=1)
+        return None if self.answers is None else PerClassTest(table, self.answers, JointTest)
+
+    def _check_answers(self) -> None:
+        if self.answers is None:
+            if self.per_class:
+                raise InvalidCalibration("a calibration per class needs the student's answers")
+        elif self.answers.shape != (self.n,) or not 0 <= self.answers.min() <= self.answers.max() < len(self.profiles):
+            raise InvalidCalibration(f"want {self.n} answers under {len(self.profiles)}")
+
+    @property
+    def scores_by_reason(self) -> dict[Reason, Float64s]:
+        """(m,) each: the columns of the test, in their order."""
+        detector: dict[Reason, Float64s] = {} if self.detector_scores is None else {"perturbed": self.detector_scores}
+        return {**detector, "uncertain": self.kl_scores, **self.student_scores}
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
     """Of n images: the answer, or why there is none.
 
-    label_index: (n,) int64, argmax of p̄ whether abstained or not. p_value: (n,), of both tests together; abstained
-    where it is <= α. p_uncertain, p_perturbed: (n,), of each test alone (None without a detector): not to be compared
-    with α one by one, for two tests refuse up to twice as many clean images.
+    label_index: (n,) int64, argmax of p̄ whether abstained or not. p_value: (n,), of all tests together; abstained where
+    it is <= α. p_class: (n,), the same among the calibration images of the same answer. p_each: (n,) of each test
+    alone: not to be compared with α one by one, for two tests refuse up to twice as many clean images.
     """
 
     label_index: npt.NDArray[np.int64]
     abstained: npt.NDArray[np.bool_]
     reason: list[Reason | None]
     p_value: Float64s
-    p_uncertain: Float64s
-    p_perturbed: Float64s | None
+    p_class: Float64s | None
+    p_each: Mapping[Reason, Float64s]
     uncertainty: Uncertainty
 
+    @property
+    def p_uncertain(self) -> Float64s:
+        return self.p_each["uncertain"]
 
-def dropout_masks(passes: int, dim: int, dropout: float, seed: int) -> npt.NDArray[np.float32]:
-    """Inverted-dropout masks (passes, dim): 0 with probability `dropout`, else 1/(1 - dropout).
-
-    Made from the raw stream of PCG64, which numpy keeps the same across versions and machines.
-    Raises ValueError unless passes, dim ≥ 1 and 0 <= dropout < 1.
-    """
-    if passes < 1 or dim < 1 or not 0 <= dropout < 1:
-        raise ValueError(f"no masks for {passes} passes, {dim} features, dropout {dropout}")
-    uniform = (np.random.PCG64(seed).random_raw(passes * dim) >> np.uint64(11)) * 2.0**-53
-    kept = (uniform >= dropout).reshape(passes, dim)
-    return kept.astype(np.float32) * np.float32(1 / (1 - dropout))
-
-
-def uncertainty(probabilities: Floats, profiles: Floats) -> Uncertainty:
-    """Entropy of p̄, mutual information of label and dropout mask, and KL(p̄ ‖ q_ĉ) with ĉ = argmax p̄.
-
-    probabilities: (k, n, c), softmax at T = 1 of each dropout pass; profiles: (c, c) as from `class_profiles`.
-    Raises ValueError where the shapes do not fit.
-    Source: Gal & Ghahramani 2016 (MC dropout), Houlsby et al. 2011 (mutual information).
-    """
-    passes = _passes(probabilities)
-    return uncertainty_of(passes.mean(axis=0), _entropy(passes).mean(axis=0), profiles)
-
-
-def uncertainty_of(mean_probabilities: Floats, pass_entropy: Floats, profiles: Floats) -> Uncertainty:
-    """As `uncertainty`, from what is left of the passes: p̄ (n, c) and the mean of their entropies (n,), in nats.
-
-    An image's numbers are the same to the last bit whatever the others are. Raises ValueError where shapes do not fit.
-    """
-    mean = np.asarray(mean_probabilities, dtype=np.float64)
-    if mean.ndim != 2 or profiles.shape != (mean.shape[1],) * 2 or np.shape(pass_entropy) != (len(mean),):
-        raise ValueError(f"probabilities {mean.shape} do not fit profiles of shape {profiles.shape} or the entropies")
-    entropy = _entropy(mean)
-    information = np.maximum(entropy - np.asarray(pass_entropy, dtype=np.float64), 0)
-    return Uncertainty(entropy, information, _kl_to_profile(mean, profiles), mean)
-
-
-def class_profiles(mean_probabilities: Floats, labels: npt.NDArray[np.int64]) -> Float64s:
-    """q_c, the mean p̄ over images of class c, as row c of (c, c); rows sum to 1 and no entry is 0.
-
-    mean_probabilities: p̄ (n, c), n ≥ 0; labels: (n,).
-    Each class has one image more than was seen: what the average class looks like (as much on its label as all images
-    have together, the rest spread evenly), so that few images, or none, still make a sensible profile.
-    Raises ValueError where labels do not fit.
-    """
-    mean = np.asarray(mean_probabilities, dtype=np.float64)
-    n, classes = mean.shape
-    if labels.shape != (n,) or (n > 0 and not 0 <= labels.min() <= labels.max() < classes):
-        raise ValueError(f"want {n} labels under {classes}")
-    members = np.eye(classes)[labels]  # (n, c)
-    on_label = (float((mean * members).sum()) + 0.5) / (n + 1)
-    prior = np.full((classes, classes), (1 - on_label) / max(classes - 1, 1))
-    np.fill_diagonal(prior, on_label)
-    profiles = (members.T @ mean + PRIOR_IMAGES * prior) / (members.sum(axis=0)[:, None] + PRIOR_IMAGES)
-    profiles = np.maximum(profiles, SMALLEST_PROBABILITY)
-    smoothed: Float64s = profiles / profiles.sum(axis=1, keepdims=True)
-    return smoothed
+    @property
+    def p_perturbed(self) -> Float64s | None:
+        """None without a detector."""
+        return self.p_each.get("perturbed")
 
 
 def calibrate_abstention(
@@ -173,18 +172,22 @@ def calibrate_abstention(
     *,
     seed: int,
     profiles: Floats | None = None,
+    student_scores: Mapping[Reason, Floats] | None = None,
+    per_class: bool = False,
 ) -> AbstentionCalibration:
     """Calibrate on held-out clean images that neither student nor detector was fitted on.
 
-    probabilities: (k, n, c); labels: (n,) int64; detector_scores: (n,), or None where there is no detector.
+    probabilities: (k, n, c); labels: (n,) int64; detector_scores: (n,), or None where there is no detector;
+    student_scores: (n,) each. per_class: decide by the calibration images of the same answer.
     profiles: (c, c) made from other images (of training, say). Without them a random quarter of the images, drawn from
     `seed`, makes the profiles and the rest calibrates: an image that shapes its own profile lies closer to it than a
     new one, and α would not hold.
     Raises InvalidCalibration where the arrays do not fit together or fewer than two images are given.
     """
-    passes = _passes(probabilities)
-    n = passes.shape[1]
-    if n < 2 or labels.shape != (n,) or (detector_scores is not None and np.shape(detector_scores) != (n,)):
+    passes = as_passes(probabilities)
+    n, further = passes.shape[1], dict(student_scores or {})
+    given = [*further.values(), *([] if detector_scores is None else [detector_scores])]
+    if n < 2 or labels.shape != (n,) or any(np.shape(scores) != (n,) for scores in given):
         raise InvalidCalibration(f"want two or more images with labels and scores, not {n}, {labels.shape}")
     mean = passes.mean(axis=0)
     rows = np.arange(n)
@@ -194,73 +197,79 @@ def calibrate_abstention(
         profiles, rows = class_profiles(mean[order[:shaping]], labels[order[:shaping]]), np.sort(order[shaping:])
     return AbstentionCalibration(
         profiles=np.asarray(profiles, dtype=np.float64),
-        kl_scores=_kl_to_profile(mean[rows], np.asarray(profiles, dtype=np.float64)),
+        kl_scores=kl_to_profile(mean[rows], np.asarray(profiles, dtype=np.float64)),
         detector_scores=None if detector_scores is None else np.asarray(detector_scores, dtype=np.float64)[rows],
+        student_scores={name: np.asarray(scores, dtype=np.float64)[rows] for name, scores in further.items()},
+        answers=mean[rows].argmax(axis=1).astype(np.int64),
+        per_class=per_class,
     )
 
 
 def decide(
-    probabilities: Floats, detector_scores: Floats | None, calibration: AbstentionCalibration, *, alpha: float
+    probabilities: Floats,
+    detector_scores: Floats | None,
+    calibration: AbstentionCalibration,
+    *,
+    alpha: float,
+    student_scores: Mapping[Reason, Floats] | None = None,
 ) -> Decision:
     """Answer or abstain; clean images exchangeable with the calibration are refused with probability at most `alpha`.
 
-    probabilities: (k, n, c); detector_scores: (n,), given exactly where the calibration has them.
+    probabilities: (k, n, c); detector_scores, student_scores: (n,) each, given exactly where the calibration has them.
+    Where the calibration is per class, that holds for each answer by itself that has images enough to promise α; an
+    answer with fewer is judged by all of them.
     An image's decision does not depend on the others in the batch.
     Raises ValueError where alpha is outside (0, 1) or the arrays do not fit, AlphaTooSmall under 1/(m + 1).
     """
-    return decide_on(uncertainty(probabilities, calibration.profiles), detector_scores, calibration, alpha=alpha)
+    found = uncertainty(probabilities, calibration.profiles)
+    return decide_on(found, detector_scores, calibration, alpha=alpha, student_scores=student_scores)
 
 
 def decide_on(
-    found: Uncertainty, detector_scores: Floats | None, calibration: AbstentionCalibration, *, alpha: float
+    found: Uncertainty,
+    detector_scores: Floats | None,
+    calibration: AbstentionCalibration,
+    *,
+    alpha: float,
+    student_scores: Mapping[Reason, Floats] | None = None,
 ) -> Decision:
     """As `decide`, on uncertainty that is computed already against the calibration's profiles."""
     check_alpha(alpha, calibration.n)
-    if (detector_scores is None) != (calibration.detector_scores is None):
-        raise ValueError("detector scores must be given exactly where the calibration has them")
-    scores = [found.kl] if detector_scores is None else [np.asarray(detector_scores, dtype=np.float64), found.kl]
-    if any(kind.shape != found.kl.shape for kind in scores):
-        raise ValueError(f"want {found.kl.size} detector scores, not shape {scores[0].shape}")
-    p_value, p_each = calibration.test.p_values(np.stack(scores, axis=1))
-    p_uncertain, p_perturbed = p_each[:, -1], None if detector_scores is None else p_each[:, 0]
+    table = _table(found.kl, detector_scores, dict(student_scores or {}), calibration.reasons)
+    whole, p_each = calibration.test.p_values(table)
+    answers = found.mean_probabilities.argmax(axis=1).astype(np.int64)
+    p_class = calibration.class_p_values(table, answers)
+    p_value = whole
+    if calibration.per_class and p_class is not None:
+        p_value = np.where(calibration.answer_counts[answers] >= samples_needed(alpha), p_class, whole)
     abstained = p_value <= alpha
-    perturbed = np.zeros_like(abstained) if p_perturbed is None else p_perturbed <= p_uncertain
+    first = p_each.argmin(axis=1)
     return Decision(
-        label_index=found.mean_probabilities.argmax(axis=1).astype(np.int64),
+        label_index=answers,
         abstained=abstained,
-        reason=[_reason(bool(a), bool(p)) for a, p in zip(abstained, perturbed, strict=True)],
+        reason=[calibration.reasons[int(i)] if a else None for a, i in zip(abstained, first, strict=True)],
         p_value=p_value,
-        p_uncertain=p_uncertain,
-        p_perturbed=p_perturbed,
+        p_class=p_class,
+        p_each=dict(zip(calibration.reasons, p_each.T, strict=True)),
         uncertainty=found,
     )
 
 
-def _reason(abstained: bool, perturbed: bool) -> Reason | None:
-    if not abstained:
-        return None
-    return "perturbed" if perturbed else "uncertain"
-
-
-def _passes(probabilities: Floats) -> Float64s:
-    passes = np.asarray(probabilities, dtype=np.float64)
-    if passes.ndim != 3 or 0 in (passes.shape[0], passes.shape[2]):
-        raise ValueError(f"probabilities must have shape (passes, n, classes), not {passes.shape}")
-    return passes
-
-
-def _entropy(probabilities: Float64s) -> Float64s:
-    """Over the last axis, in nats; 0 log 0 = 0."""
-    logs = np.log(np.where(probabilities > 0, probabilities, 1))
-    entropy: Float64s = -(probabilities * logs).sum(axis=-1)
-    return entropy
-
-
-def _kl_to_profile(mean: Float64s, profiles: Floats) -> Float64s:
-    """KL(p̄ ‖ q_ĉ) of each row of p̄ (n, c), in nats."""
-    cross = -(mean * np.log(profiles[mean.argmax(axis=1)])).sum(axis=-1)
-    kl: Float64s = cross - _entropy(mean)
-    return kl
+def _table(
+    kl: Float64s, detector_scores: Floats | None, further: Mapping[Reason, Floats], reasons: Sequence[Reason]
+) -> Float64s:
+    """(n, t), the scores in the order of `reasons`. Raises ValueError where they are not those, or not n of each."""
+    columns: dict[Reason, Floats] = {"uncertain": kl, **further}
+    if detector_scores is not None:
+        columns["perturbed"] = detector_scores
+    if columns.keys() != set(reasons):
+        raise ValueError(
+            "detector and student scores must be given exactly where the calibration has them: "
+            f"want {', '.join(reasons)}, not {', '.join(columns)}"
+        )
+    if any(np.shape(column) != kl.shape for column in columns.values()):
+        raise ValueError(f"want {kl.size} of each score, not {[np.shape(column) for column in columns.values()]}")
+    return np.stack([np.asarray(columns[reason], dtype=np.float64) for reason in reasons], axis=1)
 
 
 def _check_profiles(profiles: Float64s) -> None:

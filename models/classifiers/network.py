@@ -5,11 +5,14 @@ n images, c channels, h × w pixels, d features, k dropout passes.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.classifiers import plain
+from models.classifiers.familiarity import Familiarity
 from models.classifiers.layers import GRID, GridPool
 from models.classifiers.residual import residual_convolutions
 from models.seeding import derive_seed, seeded
@@ -17,6 +20,9 @@ from models.specs import ClassifierSpec
 
 ImageShape = tuple[int, int, int]
 """Height, width, channels."""
+
+
+ScoreName = Literal["unfamiliar", "outlier"]
 
 
 class UnfitNetwork(ValueError):
@@ -51,6 +57,7 @@ class Classifier(nn.Module):
             plain.plain_hidden(features, spec.hidden) if spec.kind == "plain" else nn.Linear(features, spec.hidden)
         )
         self.out = nn.Linear(spec.hidden, num_classes + outlier_class)
+        self.familiarity: Familiarity | None = None
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         """x: float (n, c, h, w) in [0, 1]. Logits (n, num_classes), without dropout."""
@@ -64,6 +71,21 @@ class Classifier(nn.Module):
         """Logits (k, n, num_classes) under each of the masks; (1, n, num_classes) without dropout for None."""
         kept = features_nd[None] if masks_kd is None else features_nd[None] * masks_kd[:, None]
         return self._known(self.out(kept))
+
+    @property
+    def score_names(self) -> tuple[ScoreName, ...]:
+        """What `scores` has a column for: outlier with an outlier class, unfamiliar once `familiarity` is fitted."""
+        return (
+            *(("unfamiliar",) if self.familiarity is not None else ()),
+            *(("outlier",) if self.outlier_class else ()),
+        )
+
+    def scores(self, features_nd: Tensor) -> Tensor:
+        """(n, s), higher is more suspicious: what the network has against an image besides its uncertainty."""
+        columns = [] if self.familiarity is None else [self.familiarity(features_nd)]
+        if self.outlier_class:
+            columns.append(F.softplus(self.outlier_gap(features_nd)))
+        return torch.stack(columns, dim=1) if columns else features_nd[:, :0]
 
     def outlier_gap(self, features_nd: Tensor) -> Tensor:
         """The outlier class's log odds against all the others together, (n,), without dropout.
