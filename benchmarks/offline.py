@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from benchmarks import gtsrb
 from models.abstention import calibrate_abstention, decide
 from models.calibration import JointTest
-from models.classifiers import Classifier, build_classifier
+from models.classifiers import Classifier
+from models.familiarity import student_scores
 from models.specs import DistillSpec
 from models.uncertainty import mc_probabilities
 from service.db import Database
@@ -52,11 +53,8 @@ class Offline:
         spec = DistillSpec.model_validate(bundle.card["spec"])
         networks = []
         for name, shape in (("teacher", spec.teacher), ("student", spec.student)):
-            network = build_classifier(
-                shape, num_classes=len(bundle.classes), image_shape=bundle.image_shape, seed=spec.seed
-            )
-            load_network(network, storage.read(f"{row.prefix}/{name}.safetensors"))
-            networks.append(network.eval())
+            data = storage.read(f"{row.prefix}/{name}.safetensors")
+            networks.append(load_network(data, shape, num_classes=len(bundle.classes), image_shape=bundle.image_shape))
         kept = load_filter(storage, artifacts.attempt_prefix(job.id, job.attempt))
         classes = np.array([int(name) for name in bundle.classes])
         return cls(networks[0], networks[1], bundle.calibration, kept, classes)
@@ -74,11 +72,18 @@ class Offline:
         place = {value: index for index, value in enumerate(self.classes)}
         targets = np.array([place[label] for label in labels], np.int64)
         score = self.kept.filter.score
+        own = student_scores(self.student, images)
         calibration = calibrate_abstention(
-            mc_probabilities(self.student, images, masks), targets, score(images), seed=0
+            mc_probabilities(self.student, images, masks), targets, score(images), seed=0, student_scores=own
         )
-        probabilities, scores = mc_probabilities(self.student, asked, masks), score(asked)
-        refused = {a: float(decide(probabilities, scores, calibration, alpha=a).abstained.mean()) for a in alphas}
+        found, scores, own = (
+            mc_probabilities(self.student, asked, masks),
+            score(asked),
+            student_scores(self.student, asked),
+        )
+        refused = {
+            a: float(decide(found, scores, calibration, alpha=a, student_scores=own).abstained.mean()) for a in alphas
+        }
         return calibration.n, refused
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.abstention import Reason
 from models.attacks.gradient import evaluating
 from models.classifiers import Classifier
 from models.classifiers.familiarity import Familiarity
@@ -52,19 +53,21 @@ def fit_familiarity(
     return Familiarity(means @ whitening, whitening, present=counts > 0).to(device_of(student))
 
 
-def student_scores(student: Classifier, images: Images, *, watch: Watch | None = None) -> npt.NDArray[np.float32]:
-    """What the student itself has against each image besides its uncertainty, (n, s): a column a name of `score_names`.
+def student_scores(
+    student: Classifier, images: Images, *, watch: Watch | None = None
+) -> dict[Reason, npt.NDArray[np.float32]]:
+    """What the student itself has against each image besides its uncertainty, (n,) by name; higher is more suspicious.
 
-    images: uint8 (n, h, w, c). Higher is more suspicious. Raises NotImages, Stopped.
+    images: uint8 (n, h, w, c). Raises NotImages, Stopped.
     """
     check_images(images)
     watch, device = watch or Silent(), device_of(student)
-    scores = np.empty((len(images), len(student.score_names)), dtype=np.float32)
+    scores = np.empty((len(student.score_names), len(images)), dtype=np.float32)
     with torch.no_grad(), evaluating(student), exact_convolutions():
         for rows in chunks(len(images), BATCH_SIZE):
-            scores[rows] = student.scores(student.trunk(to_float(images[rows], device))).cpu().numpy()
+            scores[:, rows] = student.scores(student.trunk(to_float(images[rows], device))).T.cpu().numpy()
             watch.advance(rows.stop, len(images))
-    return scores
+    return dict(zip(student.score_names, scores, strict=True))
 
 
 def _unit_features(student: Classifier, images: Images) -> Tensor:

@@ -13,7 +13,9 @@ from safetensors.torch import load as load_torch
 from safetensors.torch import save as save_torch
 from torch import nn
 
+from models.classifiers import Classifier, restore_classifier
 from models.filtering import Filter
+from models.specs import ClassifierSpec
 from service.storage import Storage
 
 
@@ -68,6 +70,8 @@ def save_network(network: nn.Module) -> bytes:
     return save_torch({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})
 
 
-def load_network(network: nn.Module, data: bytes) -> None:
-    """Fill `network` with the weights that `save_network` gave."""
-    network.load_state_dict(load_torch(data))
+def load_network(
+    data: bytes, spec: ClassifierSpec, *, num_classes: int, image_shape: tuple[int, int, int]
+) -> Classifier:
+    """The network whose weights `save_network` gave, in eval mode."""
+    return restore_classifier(spec, load_torch(data), num_classes=num_classes, image_shape=image_shape)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.attacks.guarded import ServedStack, filter_score
-from models.classifiers import Classifier, build_classifier
+from models.classifiers import Classifier
 from models.device import device_of
 from models.filtering import Filter
 from models.robustness import Answer, Evaluation, Target, guard
@@ -61,7 +61,7 @@ def load_subject(context: Context, spec: EvaluateSpec, watch: Watch) -> Subject:
     bundle = bundles.load(context.storage, row.prefix, row.files)
     distilled = DistillSpec.model_validate(bundle.card["spec"])
     student, teacher = (
-        _network(context, bundle, row.prefix, name, network, distilled.seed)
+        _network(context, bundle, row.prefix, name, network)
         for name, network in (("student", distilled.student), ("teacher", distilled.teacher))
     )
     trained_on = bundle.card["lineage"]["dataset"]
@@ -85,10 +85,9 @@ def load_subject(context: Context, spec: EvaluateSpec, watch: Watch) -> Subject:
     return Subject(registry.reference_of(row), target, answer, alpha, list(bundle.classes))
 
 
-def _network(context: Context, bundle: Bundle, prefix: str, name: str, spec: ClassifierSpec, seed: int) -> Classifier:
-    network = build_classifier(spec, num_classes=len(bundle.classes), image_shape=bundle.image_shape, seed=seed)
-    load_network(network, context.storage.read(f"{prefix}/{name}.safetensors"))
-    return network.eval()
+def _network(context: Context, bundle: Bundle, prefix: str, name: str, spec: ClassifierSpec) -> Classifier:
+    data = context.storage.read(f"{prefix}/{name}.safetensors")
+    return load_network(data, spec, num_classes=len(bundle.classes), image_shape=bundle.image_shape)
 
 
 def _stack(

@@ -6,4 +6,5 @@ from models.classifiers.network import Classifier as Classifier
 from models.classifiers.network import UnfitNetwork as UnfitNetwork
 from models.classifiers.network import build_classifier as build_classifier
 from models.classifiers.network import check_fits as check_fits
+from models.classifiers.network import restore_classifier as restore_classifier
 from models.classifiers.residual import convolution as convolution

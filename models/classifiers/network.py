@@ -5,12 +5,13 @@ n images, c channels, h × w pixels, d features, k dropout passes.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.abstention import Reason
 from models.classifiers import plain
 from models.classifiers.familiarity import Familiarity
 from models.classifiers.layers import GRID, GridPool
@@ -20,9 +21,6 @@ from models.specs import ClassifierSpec
 
 ImageShape = tuple[int, int, int]
 """Height, width, channels."""
-
-
-ScoreName = Literal["unfamiliar", "outlier"]
 
 
 class UnfitNetwork(ValueError):
@@ -73,7 +71,7 @@ class Classifier(nn.Module):
         return self._known(self.out(kept))
 
     @property
-    def score_names(self) -> tuple[ScoreName, ...]:
+    def score_names(self) -> tuple[Reason, ...]:
         """What `scores` has a column for: outlier with an outlier class, unfamiliar once `familiarity` is fitted."""
         return (
             *(("unfamiliar",) if self.familiarity is not None else ()),
@@ -136,3 +134,20 @@ def build_classifier(
     with seeded(derive_seed(seed, "classifier")):
         network = Classifier(spec, num_classes=num_classes, image_shape=image_shape, outlier_class=outlier_class)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def restore_classifier(
+    spec: ClassifierSpec, weights: Mapping[str, Tensor], *, num_classes: int, image_shape: ImageShape
+) -> Classifier:
+    """The network that had this `state_dict`, in eval mode: with outlier class and familiarity where it had them.
+
+    Raises UnfitNetwork, and RuntimeError or KeyError where the weights are of another network.
+    """
+    outlier_class = weights["out.weight"].shape[0] == num_classes + 1
+    network = build_classifier(
+        spec, num_classes=num_classes, image_shape=image_shape, seed=0, outlier_class=outlier_class
+    )
+    if "familiarity.means" in weights:
+        network.familiarity = Familiarity.empty(*weights["familiarity.means"].shape)
+    network.load_state_dict(dict(weights))
+    return network.eval()

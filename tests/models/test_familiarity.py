@@ -42,8 +42,8 @@ def test_it_is_the_mahalanobis_distance_of_the_direction_to_the_nearest_class(st
     assert student.training
     got = student_scores(student, IMAGES[:20])
     assert student.score_names == ("unfamiliar",)
-    assert got.shape == (20, 1)
-    np.testing.assert_allclose(got[:, 0], want, rtol=2e-3)
+    assert list(got) == ["unfamiliar"]
+    np.testing.assert_allclose(got["unfamiliar"], want, rtol=2e-3)
     with torch.no_grad():
         scaled = student.familiarity(torch.from_numpy(7 * features[:20]).float())
     np.testing.assert_allclose(scaled, want, rtol=2e-3)
@@ -56,7 +56,7 @@ def test_what_no_class_explains_is_far_and_a_class_without_images_is_nobodys_nea
     elsewhere = torch.zeros(16)
     elsewhere[mean.argmin()] = 1.0
     near, far = student.familiarity(torch.stack([mean, elsewhere])).tolist()
-    assert near < np.median(student_scores(student, IMAGES)) < far < 1000
+    assert near < np.median(student_scores(student, IMAGES)["unfamiliar"]) < far < 1000
 
 
 def test_with_an_outlier_class_there_is_a_second_score_and_no_answer_more() -> None:
@@ -71,11 +71,11 @@ def test_with_an_outlier_class_there_is_a_second_score_and_no_answer_more() -> N
     assert all_logits.shape == (9, 4)
     mass = all_logits.softmax(1)[:, 3]
     want = -torch.log1p(-mass)  # softplus of the log odds
-    np.testing.assert_allclose(student_scores(student, IMAGES[:9])[:, 1], want, rtol=1e-4)
+    np.testing.assert_allclose(student_scores(student, IMAGES[:9])["outlier"], want, rtol=1e-4)
 
 
 def test_a_network_without_either_has_no_scores(student: Classifier) -> None:
-    assert student_scores(student, IMAGES[:4]).shape == (4, 0)
+    assert student_scores(student, IMAGES[:4]) == {}
     with pytest.raises(ValueError, match="no outlier class"):
         student.outlier_gap(torch.zeros(1, 16))
 
