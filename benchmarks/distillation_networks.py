@@ -21,6 +21,7 @@ from models.training import Silent
 
 EPOCHS = {"gtsrb": 8, "mnist": 4}
 IMAGES = {"gtsrb": 20_000, "mnist": 10_000}
+ROBUST_EPOCHS, ROBUST_PEAK_LR = 3, 2e-3  # from the teacher's weights
 QUICK_EPOCHS, QUICK_IMAGES = 2, 2000
 STUDENTS = ("defensive", "robust", "extended")
 
@@ -59,7 +60,9 @@ def spec_of(name: str, method: str, seed: int, *, quick: bool) -> DistillSpec:
     """Badjie's T = 5, the default networks; fewer epochs than the default only where it says quick."""
     epochs = QUICK_EPOCHS if quick else EPOCHS[name]
     spec = DistillSpec.model_validate({"preset": "badjie", "method": method, "seed": seed})
-    return spec.model_copy(update={"fit": spec.fit.model_copy(update={"epochs": epochs})})
+    fit = spec.fit.model_copy(update={"epochs": epochs})
+    robust = fit.model_copy(update={"epochs": min(epochs, ROBUST_EPOCHS), "peak_lr": ROBUST_PEAK_LR})
+    return spec.model_copy(update={"fit": fit, "student_fit": robust if method == "robust" else None})
 
 
 def distilled(given: ImageSet, method: str, cache: Path, *, seed: int = 0, quick: bool = False) -> Distilled:

@@ -26,7 +26,7 @@ from models.robustness import accuracy_under_attack
 from models.specs import EvaluateSpec
 from models.training import Silent
 
-SIZES = {"mnist": Size(5000, 100, 100), "cifar10": Size(2000, 40, 60)}
+SIZES = {"mnist": Size(5000, 60, 60), "cifar10": Size(2000, 40, 60)}
 SWEEP = Size(5000, 30, 30)
 FIRST_LOOK = Size(500, 5, 10)
 HIGH = {"mnist": 100, "cifar10": 20}

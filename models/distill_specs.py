@@ -59,6 +59,9 @@ class RobustSpec(Spec):
         description="fast: one step of 1.25 eps from a random start (Wong et al. 2020); pgd: `steps` of 2.5 eps/steps",
     )
     steps: Annotated[int, Field(ge=1, le=100)] = Field(7, description="of pgd, also where fast has overfitted")
+    from_teacher: bool = Field(
+        True, description="start from the teacher's weights where the networks are alike: half the epochs then suffice"
+    )
     clean_weight: Annotated[float, Field(ge=0, le=1)] = Field(
         0.25, description="share of the clean cross-entropy in the loss; the rest is T²·KL on perturbed images"
     )
@@ -78,6 +81,7 @@ class DistillSpec(Spec):
     fit: FitSpec = FitSpec(
         epochs=8, batch_size=128, optimizer="adamw", peak_lr=4e-3, weight_decay=0.02, validation_share=0.0
     )
+    student_fit: FitSpec | None = Field(None, description="None: as the teacher's, `fit`")
     extended: ExtendedSpec = ExtendedSpec()
     robust: RobustSpec = RobustSpec()
     abstention: AbstentionSpec = AbstentionSpec()

@@ -66,7 +66,7 @@ def distill(
         run.notes.update(_about_labels(soft, labels))
         if spec.method == "extended":
             soft = run.with_outliers(teacher, soft, watch)
-    student, student_losses = run.student(soft)
+    student, student_losses = run.student(soft, teacher)
     return Distilled(teacher, student, teacher_losses, student_losses, {**run.notes, "seconds": run.seconds})
 
 
@@ -123,22 +123,27 @@ class _Run:
         self.notes["mean_outlier_mass"] = float(mass.mean())
         return with_outlier_class(soft, mass)
 
-    def student(self, soft: Soft) -> tuple[Classifier, FitResult]:
+    def student(self, soft: Soft, teacher: Classifier) -> tuple[Classifier, FitResult]:
         if self.spec.method == "robust":
-            return self._robust_student(soft)
+            return self._robust_student(soft, teacher)
         with self.timed("student") as watch:
             return self._student("student", soft_label_loss(self.spec.temperature), watch, soft)
 
-    def _robust_student(self, soft: Soft) -> tuple[Classifier, FitResult]:
+    def _robust_student(self, soft: Soft, teacher: Classifier) -> tuple[Classifier, FitResult]:
         """A student of the fast adversary that has overfitted to it is trained once more, by PGD."""
         spec, fast = self.spec.robust, self.spec.robust.attack == "fast"
+        start = teacher if spec.from_teacher and self.spec.teacher == self.spec.student else None
+        self.notes["started_from_teacher"] = start is not None
         with self.timed("student") as watch:
-            model, losses = self._student("student", self._robust_loss(fast=fast), watch, soft, self.labels)
+            model, losses = self._student(
+                "student", self._robust_loss(fast=fast), watch, soft, self.labels, start=start
+            )
             seed = derive_seed(self.spec.seed, "overfitting")
             check = check_overfitting(model, self.images, self.labels, eps_linf=spec.eps_linf, seed=seed)
             self.notes["overfitting_check"] = check.to_json()
             if fast and check.caught:
-                model, losses = self._student("student pgd", self._robust_loss(fast=False), watch, soft, self.labels)
+                loss = self._robust_loss(fast=False)
+                model, losses = self._student("student pgd", loss, watch, soft, self.labels, start=start)
         self.notes["adversary"] = "pgd" if check.caught or not fast else "fast"
         return model, losses
 
@@ -148,10 +153,12 @@ class _Run:
         return robust_loss(self.spec.temperature, adversary, clean_weight=spec.clean_weight)
 
     def _student(
-        self, name: str, loss: Loss, watch: Watch, *targets: npt.NDArray[np.generic]
+        self, name: str, loss: Loss, watch: Watch, *targets: npt.NDArray[np.generic], start: Classifier | None = None
     ) -> tuple[Classifier, FitResult]:
         seed = derive_seed(self.spec.seed, "student")
         model = build_student(self.spec, num_classes=self.num_classes, image_shape=self.image_shape, seed=seed)
+        if start is not None:
+            model.load_state_dict(start.state_dict())
         return model, self._fit(name, model, self.spec.student, loss, watch, *targets)
 
     def _fit(
@@ -164,15 +171,16 @@ class _Run:
         *targets: npt.NDArray[np.generic],
     ) -> FitResult:
         seed = derive_seed(self.spec.seed, name)
+        spec = self.spec.fit if name == "teacher" else self.spec.student_fit or self.spec.fit
         batches = ImageBatches(
             self.images,
             *targets,
-            spec=self.spec.fit,
+            spec=spec,
             seed=seed,
             augment=augment if network.augment else None,
             samples_an_epoch=SAMPLES_AN_EPOCH,
         )
-        return fit(model, batches, loss, self.spec.fit, seed=seed, watch=watch, checkpoints=self.checkpoints, name=name)
+        return fit(model, batches, loss, spec, seed=seed, watch=watch, checkpoints=self.checkpoints, name=name)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[Watch]:
