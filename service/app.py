@@ -7,7 +7,20 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service.api import access, audit, datasets, health, jobs, keys, models, problems, reviews, verdicts
+from service.api import (
+    access,
+    audit,
+    datasets,
+    drift,
+    health,
+    jobs,
+    keys,
+    metrics,
+    models,
+    problems,
+    reviews,
+    verdicts,
+)
 from service.db import Database
 from service.events.feeds import Feeds
 from service.jobs.overrides import Standings
@@ -15,6 +28,7 @@ from service.jobs.queue import Doorbell, celery_app
 from service.jobs.verdict_pages import Orders
 from service.logs import configure_logs
 from service.serving.engine import Engine
+from service.serving.production import Production
 from service.settings import Settings
 from service.storage import open_storage
 
@@ -29,12 +43,15 @@ def create_app(settings: Settings) -> FastAPI:
     database = Database.open(settings.database_url)
     storage = open_storage(settings)
     engine = Engine(database, storage, settings)
+    production = Production(engine, database, storage, settings)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        production.start()
         yield
         app.state.feeds.close()
         engine.close()
+        production.close()
         database.close()
 
     app = FastAPI(title="Winnow", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
@@ -42,14 +59,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.database = database
     app.state.storage = storage
     app.state.engine = engine
+    app.state.metrics, app.state.telemetry, app.state.drift = production.metrics, production.telemetry, production.drift
     app.state.orders = Orders()
     app.state.standings = Standings()
     app.state.feeds = Feeds(database, most_listeners=settings.most_listeners)
     app.state.doorbell = Doorbell(celery_app(settings), database)
     app.add_middleware(access.Keys)
-    app.add_middleware(access.RequestIds)  # added last, so met first
+    app.add_middleware(access.RequestIds)
+    app.add_middleware(metrics.Measured)  # added last, so met first
     problems.install(app)
-    for part in (datasets, jobs, verdicts, reviews, models, keys, audit, health):
+    for part in (datasets, jobs, verdicts, reviews, models, drift, keys, audit, health, metrics):
         app.include_router(part.router)
     return app
 

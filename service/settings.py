@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     max_predict_bytes: int = Field(64 * MIB, gt=0, description="largest body of a prediction request")
     max_predict_images: int = Field(4096, ge=1, description="most images in a prediction request")
 
+    drift_alarm_rate: float = Field(
+        0.01, gt=0, lt=1, description="the chance that clean traffic ever raises a version's drift alarm"
+    )
+
     @classmethod
     def from_env(cls) -> Self:
         """Settings from the environment, with the defaults that depend on `home` filled in."""

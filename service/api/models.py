@@ -115,8 +115,11 @@ def get_model(request: Request, reference: str, _key: MaySeeModels) -> ModelOut:
 
 
 @router.put("/{name}/aliases/{alias}", response_model=AliasOut, summary="Point an alias at a version")
-def put_alias(request: Request, name: str, alias: str, body: AliasIn, _key: MayMoveAliases) -> AliasOut:
-    """Promote by pointing `champion` at a version; roll back by pointing it at an earlier one."""
+def put_alias(request: Request, name: str, alias: str, body: AliasIn, key: MayMoveAliases) -> AliasOut:
+    """Promote by pointing `champion` at a version; roll back by pointing it at an earlier one.
+
+    What the version's traffic was like before is forgotten: the watch for drift begins anew.
+    """
     with request.state.database.transaction() as session:
         before = registry.aliases(session, name).get(alias)
         row = registry.set_alias(session, name, alias, version=body.version)
@@ -124,7 +127,11 @@ def put_alias(request: Request, name: str, alias: str, body: AliasIn, _key: MayM
         if row.version != before:
             subject = f"model {name}:{alias}"
             append(session, actor_of(request), Action.ALIAS_MOVED, subject, was=before, now=row.version)
-        return AliasOut(name=name, alias=alias, version=row.version, model=model, updated_at=row.updated_at)
+        answer = AliasOut(name=name, alias=alias, version=row.version, model=model, updated_at=row.updated_at)
+    if row.version != before:
+        request.app.state.telemetry.flush()
+        request.app.state.drift.reset(key.tenant, model)
+    return answer
 
 
 @router.post("/{reference}/predict", summary="Predict, or abstain and say why", openapi_extra={"requestBody": BODIES})
