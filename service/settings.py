@@ -35,6 +35,17 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     max_upload_bytes: int = Field(20 * 1024 * MIB, gt=0, description="largest upload accepted")
+    max_json_bytes: int = Field(32 * MIB, gt=0, description="largest JSON body, but for predictions")
+    requests_per_second: int | None = Field(
+        None, ge=1, description="requests a second of one key at one gateway; default: no limit"
+    )
+    quota_bytes: int | None = Field(None, ge=0, description="bytes that a tenant may store; default: no limit")
+    quota_images: int | None = Field(None, ge=0, description="images in all versions of a tenant; default: no limit")
+    quota_queued_jobs: int | None = Field(None, ge=0, description="jobs of a tenant that wait; default: no limit")
+    quota_running_jobs: int | None = Field(
+        None, ge=1, description="jobs of a tenant at work at once; more wait; default: no limit"
+    )
+
     max_image_pixels: int = Field(40_000_000, gt=0, description="largest image decoded, in pixels")
     max_image_bytes: int = Field(64 * MIB, gt=0, description="largest single image file inside an upload")
     max_images: int = Field(5_000_000, gt=0, description="most images in one data set version")
@@ -51,6 +62,18 @@ class Settings(BaseSettings):
         1.0, gt=0, description="how often a worker renews its lease and looks for a cancel"
     )
     reap_seconds: float = Field(1.0, gt=0, description="how often a worker looks for lost and unclaimed jobs")
+    worker_queues: str = Field(
+        "cpu,gpu", pattern="^(cpu|gpu|cpu,gpu|gpu,cpu)$", description="jobs a worker takes: cpu, gpu, or both"
+    )
+    worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of a worker's own metrics; 0: none")
+    alive_file: Path | None = Field(None, description="a file that a worker touches in every round, for health checks")
+    start_patience_seconds: float = Field(
+        60.0, ge=0, description="how long a gateway that starts waits for its database"
+    )
+    keep_failed_days: float = Field(30.0, ge=0, description="what winnow gc keeps of uploads that became no version")
+    keep_unreferenced_hours: float = Field(
+        24.0, ge=1, description="age at which winnow gc takes what nothing refers to for left behind"
+    )
     max_attempts: int = Field(3, ge=1, description="attempts after which a job that kills its worker fails")
 
     most_listeners: int = Field(1000, ge=1, description="streams of job events open at once; more get 503")
@@ -58,10 +81,16 @@ class Settings(BaseSettings):
         15.0, gt=0, description="how often a silent stream of job events shows that it lives"
     )
 
-    serving_threads: int = Field(2, ge=1, description="ONNX Runtime intra-op threads of a session")
+    serving_threads: int = Field(2, ge=1, le=256, description="ONNX calls computed at once, each on one core")
     require_cuda: bool = Field(False, description="refuse to serve on the CPU")
-    loaded_models: int = Field(4, ge=1, description="model versions kept in memory")
+    tensorrt: bool = Field(False, description="serve by TensorRT where ONNX Runtime has it; builds engines at loading")
+    loaded_models: int = Field(16, ge=1, description="model versions kept in memory, at most")
+    loaded_bytes: int = Field(2048 * MIB, gt=0, description="memory that loaded model versions may take, estimated")
     predict_batch: int = Field(64, ge=1, description="images in one ONNX call, at most")
+    predict_delay_ms: float = Field(
+        0.0, ge=0, le=1000, description="how long a call that is not full waits for more while others are computed"
+    )
+    predict_timeout_ms: float = Field(10_000.0, gt=0, description="longest wait for a call; requests over it get 503")
     predict_queue: int = Field(32, ge=1, description="prediction requests waiting, at most; more get 503")
     max_predict_bytes: int = Field(64 * MIB, gt=0, description="largest body of a prediction request")
     max_predict_images: int = Field(4096, ge=1, description="most images in a prediction request")

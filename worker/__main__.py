@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
-from service.jobs.queue import QUEUE
-from worker.app import app
+from service.errors import WinnowError
+from service.jobs.queue import QUEUES
+from service.secrets import refuse_default_secrets
+from worker.app import app, settings
 
 
 def main() -> None:
     # Threads that spin while they wait slow a shared machine tenfold, for each waits for the one that was put aside.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when the child loads torch
+    try:
+        refuse_default_secrets(settings)
+    except WinnowError as error:
+        sys.exit(f"winnow worker: {error.message}")
+    queues = ",".join(QUEUES[name] for name in settings.worker_queues.split(","))
     name = f"winnow@{socket.gethostname()}-{os.getpid()}"
     app.worker_main(
         [
@@ -21,7 +29,7 @@ def main() -> None:
             "--without-gossip",
             "--without-mingle",
             "--without-heartbeat",
-            f"--queues={QUEUE}",
+            f"--queues={queues}",
             f"--hostname={name}",
             "--loglevel=INFO",
         ]

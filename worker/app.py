@@ -93,6 +93,8 @@ class Reaper(bootsteps.StartStopStep):
                 session.add(Worker(name=self._name, seen_at=now()))
             else:
                 row.seen_at = now()
+        if settings.alive_file is not None:
+            settings.alive_file.touch()
 
 
 app.steps["worker"].add(Reaper)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
+from sqlalchemy import select
 
 from service.db import Database
 from service.jobs import repository
 from service.settings import Settings
+from service.tables import Job
 
 EXECUTE = "winnow.execute"
-QUEUE = "winnow"
+CPU, GPU = "winnow.cpu", "winnow.gpu"
+QUEUES = {"cpu": CPU, "gpu": GPU}
+QUEUE_OF = {"ingest": CPU, "review": CPU}
+"""By type of job; every other one computes."""
 
 log = structlog.get_logger()
 
@@ -20,7 +25,7 @@ def celery_app(settings: Settings) -> Celery:
     """The one configuration that gateway and worker share."""
     app = Celery("winnow", broker=settings.redis_url)
     app.conf.update(
-        task_default_queue=QUEUE,
+        task_default_queue=CPU,
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
@@ -52,22 +57,27 @@ class Doorbell:
         if not job_ids:
             return True
         try:
-            for job_id in job_ids:
-                self._app.send_task(EXECUTE, args=[job_id], retry=False)
+            for job_id, kind in self._types(job_ids):
+                self._app.send_task(EXECUTE, args=[job_id], queue=QUEUE_OF.get(kind, GPU), retry=False)
         except (OperationalError, OSError) as error:
             log.warning("doorbell did not ring", error=str(error), jobs=job_ids)
             return False
         repository.mark_rung(self._database, job_ids)
         return True
 
-    def waiting(self) -> int:
-        """Messages in the queue. Raises OperationalError or OSError where the broker is away."""
+    def waiting(self) -> dict[str, int]:
+        """Messages in each queue. Raises OperationalError or OSError where the broker is away."""
         with self._app.connection_for_read() as connection:
             connection.ensure_connection(max_retries=1)
             channel = connection.default_channel
-            return int(channel.queue_declare(QUEUE, passive=False).message_count)
+            return {name: int(channel.queue_declare(name, passive=False).message_count) for name in QUEUES.values()}
 
     def check(self) -> None:
         """Raises OperationalError or OSError where the broker is away."""
         with self._app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=2)
+
+    def _types(self, job_ids: list[str]) -> list[tuple[str, str]]:
+        with self._database.session() as session:
+            found = session.execute(select(Job.id, Job.type).where(Job.id.in_(job_ids)).order_by(Job.created_at))
+            return [(job_id, kind) for job_id, kind in found]

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.db import Database, now
 from service.jobs import harden, repository
-from service.jobs.queue import Doorbell
+from service.jobs.queue import GPU, QUEUE_OF, Doorbell
 from service.jobs.state import JobState
 from service.tables import Job
 
@@ -28,10 +28,8 @@ def reap(database: Database, doorbell: Doorbell) -> None:
     with database.session() as session:
         unclaimed = repository.unclaimed(session, patience_seconds=PATIENCE_SECONDS)
         never_rung = [job.id for job in unclaimed if job.rung_at is None]
-        stale = [job.id for job in unclaimed if job.rung_at is not None]
-    if stale and not _has_messages(doorbell):
-        never_rung += stale
-    doorbell.ring(never_rung)
+        stale = [job for job in unclaimed if job.rung_at is not None]
+    doorbell.ring(never_rung + _to_ring_again(doorbell, stale))
 
 
 def _recover(session: Session, job: Job) -> None:
@@ -53,10 +51,13 @@ def _recover(session: Session, job: Job) -> None:
         )
 
 
-def _has_messages(doorbell: Doorbell) -> bool:
+def _to_ring_again(doorbell: Doorbell, stale: list[Job]) -> list[str]:
     """A queue that still holds messages needs no second ring; one that cannot be asked gets none either."""
+    if not stale:
+        return []
     try:
-        return doorbell.waiting() > 0
+        waiting = doorbell.waiting()
     except (OperationalError, OSError) as error:
         log.warning("broker cannot be asked", error=str(error))
-        return True
+        return []
+    return [job.id for job in stale if not waiting[QUEUE_OF.get(job.type, GPU)]]
