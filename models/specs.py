@@ -16,6 +16,7 @@ from models.distill_specs import DistillSpec as DistillSpec
 from models.distill_specs import ExtendedSpec as ExtendedSpec
 from models.distill_specs import Method as Method
 from models.distill_specs import RobustSpec as RobustSpec
+from models.evaluate_specs import EvaluateSpec as EvaluateSpec
 from models.filter_specs import PRESETS as PRESETS
 from models.filter_specs import BottleneckSpec as BottleneckSpec
 from models.filter_specs import ConvolutionalSpec as ConvolutionalSpec
@@ -141,19 +142,6 @@ def _calibration(preset: dict[str, Any], given: dict[str, Any]) -> Any:
     if any(asked.get(rule) is not None for rule in CALIBRATION_RULES):
         preset = {k: v for k, v in preset.items() if k not in CALIBRATION_RULES}
     return {**preset, **asked}
-
-
-class EvaluateSpec(Spec):
-    """Parameters of an evaluate job: FGSM and I-FGSM with Badjie's settings, and PGD with the margin loss."""
-
-    eps_linf: EpsLinf = 0.01
-    step_linf: EpsLinf = 0.01
-    steps: Annotated[int, Field(ge=1, le=500)] = 10
-    pgd_steps: Annotated[int, Field(ge=1, le=500)] = 40
-    pgd_restarts: Annotated[int, Field(ge=1, le=20)] = 2
-    max_images: Annotated[int, Field(ge=1)] = 1000
-    alpha: Probability | None = Field(None, description="None: the model's own")
-    seed: Seed = 0
 
 
 class HardenSpec(Spec):

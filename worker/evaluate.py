@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from models.robustness import Robustness, accuracy_under_attack, share
+from models.robustness import Evaluation, evaluate, share
 from models.specs import EvaluateSpec
 from service.datasets import repository as datasets
 from worker.context import Context, Outcome
@@ -17,25 +17,24 @@ from worker.examples import worst_cases
 from worker.reporting import write_evaluation
 from worker.subject import Subject, Trial, load_subject
 
-PLAN = {"clean images": 10.0, "attacks": 85.0, "report": 5.0}
+PLAN = {"foreign networks": 5.0, "clean images": 10.0, "attacks": 80.0, "report": 5.0}
 BLOCK_IMAGES = 512
 
 
 def run(context: Context) -> Outcome:
     context.progress.plan(PLAN)
     spec = EvaluateSpec.model_validate(context.claim.params)
-    subject = load_subject(context, spec)
+    subject = load_subject(context, spec, context.progress.enter("foreign networks"))
     row, reader = open_version(context, context.claim.inputs["dataset"])
     labels = relabelled(reader.labels(), row.classes, subject.classes)
     clean = _clean(context, subject, reader.shards(), labels)
     rows = _sampled(row.num_samples, spec)
     images = reader.images(rows)
     watch = context.progress.enter("attacks", unit="gradients")
-    found = accuracy_under_attack(subject.student, images, labels[rows], spec, watch=watch, answer=subject.answer)
-    watch = context.progress.enter("report", unit="attacks")
+    found = evaluate(subject.target, images, labels[rows], spec, watch=watch)
+    context.progress.enter("report")
     trial = Trial(datasets.reference_of(row), found, clean)
-    examples = worst_cases(subject, images, labels[rows], spec, watch)
-    write_evaluation(context, subject, trial, spec, examples)
+    write_evaluation(context, subject, trial, spec, worst_cases(subject, images, labels[rows], found))
     metrics = {"clean": clean, "alpha": subject.alpha, "dataset": trial.dataset, **_summary(found)}
 
     def publish(_session: Session) -> dict[str, Any]:
@@ -68,6 +67,6 @@ def _clean(context: Context, subject: Subject, shards: Any, labels: NDArray[np.i
     return {name: {"share": s.share, "low": s.low, "high": s.high, "n": s.n} for name, s in shares.items()}
 
 
-def _summary(found: Robustness) -> dict[str, Any]:
+def _summary(found: Evaluation) -> dict[str, Any]:
     document = found.to_json()
-    return {"attacks": document["rows"], "gradient_masking": document["gradient_masking"]}
+    return {"attacks": document.pop("rows"), **document}

@@ -1,55 +1,58 @@
-"""Images that an attack turned, for the report's eyes."""
+"""Images that an attack turned, for the report's eyes: the worst first."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from models.attacks.gradient import to_8bit
-from models.device import device_of
-from models.images import to_float, to_uint8
-from models.robustness import attacks
-from models.specs import EvaluateSpec
-from models.training import Watch
+from models.robustness import Evaluation
+from models.robustness.outcomes import Outcome
 from worker.reports.evaluate import AttackExample
 from worker.subject import Subject
 
-TRIED_IMAGES = 64
 SHOWN_EACH = 4
 
 
 def worst_cases(
-    subject: Subject, images: NDArray[np.uint8], labels: NDArray[np.int64], spec: EvaluateSpec, watch: Watch
+    subject: Subject, images: NDArray[np.uint8], labels: NDArray[np.int64], found: Evaluation
 ) -> list[AttackExample]:
-    """Of each attack a few images that the student had right and then had wrong, answered ones first."""
-    images, labels = images[:TRIED_IMAGES], labels[:TRIED_IMAGES]
-    tried = attacks(spec)
-    found: list[AttackExample] = []
-    for done, attack in enumerate(tried):
-        watch.advance(done, len(tried))
-        device = device_of(subject.student)
-        rng = torch.Generator(device).manual_seed(spec.seed)
-        truth = torch.from_numpy(labels).to(device)
-        attacked = to_uint8(to_8bit(attack.perturb(subject.student, to_float(images, device), truth, rng)))
-        found += _turned(subject, attack.name, images, attacked, labels)
-    return found
+    """Of each attack a few images that the student had right and then had wrong.
+
+    Answered ones first, the surest answers before others: those are what harms. images, labels: what was evaluated.
+    """
+    before = found.outcomes["none"]
+    was_right = np.zeros(len(images), np.bool_)
+    was_right[before.rows] = before.right
+    return [
+        example
+        for name, outcome in found.outcomes.items()
+        if name != "none"
+        for example in _turned(subject, name, outcome, images, labels, was_right)
+    ]
 
 
 def _turned(
-    subject: Subject, attack: str, images: NDArray[np.uint8], attacked: NDArray[np.uint8], labels: NDArray[np.int64]
+    subject: Subject,
+    attack: str,
+    outcome: Outcome,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    was_right: NDArray[np.bool_],
 ) -> list[AttackExample]:
-    before, decision = subject.answer(images).label_index, subject.answer(attacked)
-    after = decision.label_index
-    turned = np.flatnonzero((before == labels) & (after != labels))
-    order = turned[np.argsort(decision.abstained[turned], kind="stable")][:SHOWN_EACH]
+    turned = np.flatnonzero(outcome.fooled & was_right[outcome.rows])
+    if not len(turned):
+        return []
+    decision = subject.answer(outcome.images[turned])
+    truth, after = labels[outcome.rows[turned]], decision.label_index
+    sure = decision.uncertainty.mean_probabilities.max(axis=1)
+    order = np.lexsort((-sure, after == truth, decision.abstained))[:SHOWN_EACH]
     return [
         AttackExample(
             attack=attack,
-            original=images[place],
-            attacked=attacked[place],
-            label=subject.classes[labels[place]],
-            before=subject.classes[before[place]],
+            original=images[outcome.rows[turned[place]]],
+            attacked=outcome.images[turned[place]],
+            label=subject.classes[truth[place]],
+            before=subject.classes[truth[place]],
             after=subject.classes[after[place]],
             answer=None if decision.abstained[place] else subject.classes[after[place]],
             reason=decision.reason[place],

@@ -125,6 +125,9 @@ def write_evaluation(
         versions=library_versions(),
         seconds=context.progress.close(),
         notes={"alpha": subject.alpha},
+        curve=document["curve"],
+        least=document["robustness"],
+        amplitude=document["gradient_amplitude"],
     )
     _write(context, evaluate_report(facts))
 

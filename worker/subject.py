@@ -56,7 +56,7 @@ class Trial:
 
 def load_subject(context: Context, spec: EvaluateSpec, watch: Watch) -> Subject:
     """watch: told of the foreign networks' training, where the spec wants them."""
-    with context.runtime.database.session() as session:
+    with context.database.session() as session:
         row = registry.resolve(session, parse_model_ref(context.claim.inputs["model"]))
     bundle = bundles.load(context.storage, row.prefix, row.files)
     distilled = DistillSpec.model_validate(bundle.card["spec"])

@@ -21,11 +21,10 @@ Defence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 exceeds its limit, in units of the limit: positive where it speaks. Differentiable; an image's numbers must not depend
 on its batch. A random defence is attacked in expectation where it averages over draws of its own."""
 
-Schedule = Literal["lagrangian", "selective", "orthogonal"]
-SCHEDULES: tuple[Schedule, ...] = ("lagrangian", "selective", "orthogonal")
-LEVEL = 1 / 255
-STEPS_LINF = (2 * LEVEL, LEVEL, LEVEL / 2, LEVEL / 4)
-"""Root mean square of the first step over the pixels; the last step is a tenth of it."""
+Schedule = Literal["lagrangian", "blind", "selective", "orthogonal"]
+SCHEDULES: tuple[Schedule, ...] = ("lagrangian", "blind", "selective", "orthogonal")
+STEP_SHARES = (1.0, 0.5, 0.25, 0.1)
+"""Of eps_linf: root mean square over the pixels of the first step; the last step is a tenth of it."""
 SLACK = 0.05
 """How far below its limit a score is pressed."""
 FIRST_WEIGHT, WEIGHT_UP, WEIGHT_DOWN = 1.0, 1.15, 0.9
@@ -43,21 +42,22 @@ def adaptive_attack(
     restarts: int,
     confidence: float = 0.5,
     schedules: tuple[Schedule, ...] = SCHEDULES,
-    steps_linf: tuple[float, ...] = STEPS_LINF,
+    step_shares: tuple[float, ...] = STEP_SHARES,
     eight_bit: bool = True,
     rng: torch.Generator,
 ) -> Tensor:
     """Per image the best met in the eps box: fooling and unflagged, else fooling and least flagged, else nearest to it.
 
-    Each restart takes the next of `schedules` and of `steps_linf`. The first round of schedules starts at x, for what
-    changes little is seen little, and goes along the gradient itself; the second starts a way off, and goes along the
-    gradient's sign, which moves farthest and is seen best; and so on in turn, ever farther from x. Steps shrink to a
-    tenth. An image that has fallen is left alone.
+    Each restart takes the next of `schedules` and of `step_shares`, and goes in turn along the gradient itself and
+    along its sign, which moves farthest and is seen best. The first round of schedules starts at x, for what changes
+    little is seen little; later ones ever farther from it. Steps shrink to a tenth. An image that has fallen is left
+    alone.
     schedules: "lagrangian" climbs margin - Σ weight·excess, each image's weights raised while it fools and is flagged
-    and lowered while it does not fool; "selective" climbs the margin of an image that does not fool, and descends the
+    and lowered while it does not fool; "blind" climbs the margin alone, which is best where what makes an answer wrong
+    also makes it sure; "selective" climbs the margin of an image that does not fool, and descends the
     worst excess of one that does; "orthogonal" does so along the part of a gradient that leaves the other alone.
     confidence: margin, in the defence's own unit, beyond which only the detectors count.
-    steps_linf: of the first step, as root mean square over the pixels.
+    step_shares: of eps_linf, the first step's root mean square over the pixels.
     eight_bit: images are judged, and come back, rounded to 8 bits in a box of levels; the path between is not rounded.
     Raises ValueError where steps or restarts < 1, or eps_linf < 0.
     Source: Carlini & Wagner 2017b; Bryniarski et al. 2021 (selective and orthogonal PGD).
@@ -72,10 +72,10 @@ def adaptive_attack(
         if not len(rows):
             break
         schedule = schedules[restart % len(schedules)]
-        step_linf = steps_linf[restart % len(steps_linf)]
+        step_linf = eps_linf * step_shares[restart % len(step_shares)]
         round_ = restart // len(schedules)
         start = _between(low[rows], high[rows], x.detach()[rows], min(1.0, round_ / 2), rng)
-        way = _Way(low[rows], high[rows], schedule, step_linf, steps, signed=round_ % 2 == 1)
+        way = _Way(low[rows], high[rows], schedule, step_linf, steps, signed=restart % 2 == 1)
         for x_adv, margins, excess in climb.run(start, y[rows], way):
             best.offer(rows, x_adv, margins, excess)
     return best.x
@@ -141,8 +141,8 @@ class _Climb:
             else:
                 if way.schedule == "orthogonal":
                     of_margin, of_excess = _without(of_margin, of_excess), _without(of_excess, of_margin)
-                fools = (margins > self.confidence)[:, None, None, None]
-                direction = torch.where(fools, -of_excess, of_margin)
+                turns = (margins > self.confidence) & (way.schedule != "blind")
+                direction = torch.where(turns[:, None, None, None], -of_excess, of_margin)
             shrunk = way.step_linf * (1 - 0.9 * step / way.steps)
             x = (x + shrunk * (direction.sign() if way.signed else _unit(direction))).clamp(way.low, way.high)
 

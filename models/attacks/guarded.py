@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.abstention import AbstentionCalibration
+from models.abstention import AbstentionCalibration, Reason
 from models.attacks.gradient import margin
 from models.autoencoders.residual import ResidualDenoiser
-from models.calibration import Floats
+from models.calibration import Float64s, Floats, JointTest, samples_needed
 from models.classifiers import Classifier
 from models.detectors.reconstruction_error import reconstruction_error
 from models.detectors.residual_energy import residual_energy
+from models.device import device_of
 
 Score = Callable[[Tensor], Tensor]
 """Images to scores (n,), higher is more suspicious; differentiable."""
@@ -42,18 +43,19 @@ class Guarded:
 
 @dataclass(frozen=True, eq=False)
 class ServedStack:
-    """The served model at one α: detector, reformer where there is one, MC dropout, KL to the class profile.
+    """The served model at one α: detector, reformer where there is one, MC dropout, and all that may speak against x.
 
     masks: gives the dropout masks (k, d) of a call: always the served ones for an attacker who has the bundle, others
-    each time for one who must take the expectation over them. detector: its score, or None. reform: what the student
-    is shown in an image's place, or None. limits: of the detector's score (where there is one), then of the KL
-    divergence; a score above its limit makes the answer null.
+    each time for one who must take the expectation over them. reasons: of the t tests, in their order. limits: (c, t)
+    of the tests' scores by the answer; a score above its limit makes the answer null. profiles: (c, c).
+    detector: its score, where "perturbed" is one of the reasons. reform: what the student is shown in an image's place.
     """
 
     student: Classifier
     masks: Callable[[], Tensor]
     profiles: Tensor
-    limits: tuple[float, ...]
+    reasons: tuple[Reason, ...]
+    limits: Tensor
     detector: Score | None = None
     reform: Callable[[Tensor], Tensor] | None = None
 
@@ -68,24 +70,47 @@ class ServedStack:
         detector: Score | None = None,
         reform: Callable[[Tensor], Tensor] | None = None,
     ) -> ServedStack:
-        """The stack that abstains where models.abstention.decide does at this α."""
-        own = [calibration.kl_scores] if detector is None else [calibration.detector_scores, calibration.kl_scores]
-        levels = calibration.test.levels(alpha)
-        limits = tuple(limit_of(scores, level) for scores, level in zip(own, levels, strict=True))
-        device = next(student.parameters()).device
+        """The stack that abstains where models.abstention.decide does at this α.
+
+        Without a detector where the calibration has one, the stack of an attacker who does not know of it.
+        """
+        device = device_of(student)
+        reasons = tuple(reason for reason in calibration.reasons if reason != "perturbed" or detector is not None)
+        known = [calibration.reasons.index(reason) for reason in reasons]
+        limits = torch.from_numpy(limits_of(calibration, alpha)[:, known]).float().to(device)
         profiles = torch.from_numpy(calibration.profiles).float().to(device)
-        return cls(student, masks, profiles, limits, detector, reform)
+        return cls(student, masks, profiles, reasons, limits, detector, reform)
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """See models.attacks.adaptive.Defence. An excess is the logarithm of a score over its limit."""
-        scores = [] if self.detector is None else [self.detector(x)]
-        shown = x if self.reform is None else self.reform(x)
-        log_passes = self.student.head(self.student.trunk(shown), self.masks()).log_softmax(-1)
+        features = self.student.trunk(x if self.reform is None else self.reform(x))
+        log_passes = self.student.head(features, self.masks()).log_softmax(-1)
         log_mean = log_passes.logsumexp(0) - math.log(len(log_passes))
+        # The answer that the attacker is after, whether it is given yet or not.
         wrong = log_mean.detach().scatter(1, y[:, None], -torch.inf).argmax(1)
-        scores.append((log_mean.exp() * (log_mean - self.profiles[wrong].log())).sum(1))
-        excess = [_over(score, limit) for score, limit in zip(scores, self.limits, strict=True)]
+        divergence = (log_mean.exp() * (log_mean - self.profiles[wrong].log())).sum(1)
+        own = dict(zip(self.student.score_names, self.student.scores(features).unbind(1), strict=True))
+        scores = {"uncertain": divergence, **own}
+        if self.detector is not None:
+            scores["perturbed"] = self.detector(x)
+        excess = [_over(scores[reason], self.limits[wrong, place]) for place, reason in enumerate(self.reasons)]
         return margin(log_mean, y), torch.stack(excess, dim=1)
+
+
+def limits_of(calibration: AbstentionCalibration, alpha: float) -> Float64s:
+    """(c, t): the score of each test above which an image that is answered so is refused at this α."""
+    table = np.stack(list(calibration.scores_by_reason.values()), axis=1)
+    whole = _limits(table, calibration.test, alpha)
+    limits = np.tile(whole, (len(calibration.profiles), 1))
+    if calibration.per_class and calibration.answers is not None:
+        for answer in np.flatnonzero(calibration.answer_counts >= samples_needed(alpha)):
+            own = table[calibration.answers == answer]
+            limits[answer] = _limits(own, JointTest(own), alpha)
+    return limits
+
+
+def _limits(table: Float64s, test: JointTest, alpha: float) -> Float64s:
+    return np.array([limit_of(scores, level) for scores, level in zip(table.T, test.levels(alpha), strict=True)])
 
 
 def limit_of(calibration: Floats, level: float) -> float:
@@ -104,7 +129,8 @@ def filter_score(network: nn.Module) -> Score:
     return lambda x: reconstruction_error(x, network(x))
 
 
-def _over(score: Tensor, limit: float) -> Tensor:
-    if math.isinf(limit):
-        return torch.full_like(score, -limit)
-    return (score.clamp(min=TINY) / max(limit, TINY)).log()
+def _over(score: Tensor, limit: Tensor) -> Tensor:
+    """An infinite limit is never exceeded, one of -∞ always."""
+    finite = limit.isfinite()
+    ratio = (score.clamp(min=TINY) / limit.where(finite, torch.ones_like(limit)).clamp(min=TINY)).log()
+    return torch.where(finite, ratio, -limit.sign())

@@ -140,7 +140,9 @@ def _accuracy(told: Sequence[Prediction], labels: Sequence[int], answers: Answer
 def _white_box(result: Mapping[str, Any]) -> Mapping[str, Share]:
     rows = result["evaluation"]["attacks"]
     return {
-        row["attack"]: Share(round(row["accuracy"] * row["n"]), row["n"]) for row in rows if row["attack"] != "none"
+        row["attack"]: Share(round(row["accuracy"] * row["n"]), row["n"])
+        for row in rows
+        if row.get("knowledge", "student") == "student" and row["attack"] != "none"
     }
 
 

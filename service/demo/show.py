@@ -11,7 +11,12 @@ from rich.table import Table
 from service.demo.findings import Bar, Findings, Share
 from service.demo.material import Material
 
-ATTACK_NAMES = {"fgsm": "FGSM", "ifgsm": "I-FGSM", "pgd-margin": "PGD, margin loss"}
+ATTACK_NAMES = {
+    "fgsm": "FGSM",
+    "ifgsm": "I-FGSM",
+    "pgd-margin": "PGD, margin loss",
+    "pgd-cross-entropy": "PGD, cross-entropy",
+}
 POISON_NAMES = {
     "fgsm": "perturbed by FGSM",
     "ifgsm": "perturbed by I-FGSM",

@@ -30,7 +30,10 @@ FAST_DISTILL: dict[str, Any] = {
     "abstention": {"alpha": 0.05, "mc_passes": 8},
     "max_accuracy_loss": 1.0,
 }
-FAST_EVALUATE: dict[str, Any] = {"max_images": 40, "pgd_steps": 3, "pgd_restarts": 1, "steps": 3}
+FAST_EVALUATE: dict[str, Any] = {
+    **{"max_images": 40, "costly_images": 12, "pgd_steps": 3, "steps": 3, "eps_curve": [0.01, 0.04]},
+    **{"queries": 5, "adaptive_steps": 3, "adaptive_restarts": 2},
+}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
+from models.evaluate_specs import CHEAP
 from service.client import Job, WinnowClient
 from service.embedded.running import RunningStack
 from tests.integration.conftest import FAST_DISTILL, FAST_EVALUATE, FAST_FILTER, Digits, finished
@@ -73,11 +74,15 @@ def test_reports_are_pages_and_numbers(client: WinnowClient, result: dict[str, A
 
 def test_evaluation_has_every_attack_with_n_and_interval(result: dict[str, Any]) -> None:
     rows = {row["attack"]: row for row in result["evaluation"]["attacks"]}
-    assert set(rows) == {"none", "fgsm", "ifgsm", "pgd-margin"}
-    assert all(row["n"] == 40 and row["low"] <= row["accuracy"] <= row["high"] for row in rows.values())
+    quick = {"fgsm", "ifgsm", "pgd-margin", "pgd-cross-entropy", "transfer-teacher", "square", "adaptive"}
+    assert set(rows) == {"none"} | quick
+    assert {row["knowledge"] for row in rows.values()} == {"none", "student", "transfer", "queries", "everything"}
+    assert all(row["n"] == (40 if name in CHEAP | {"none"} else 12) for name, row in rows.items())
+    assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows.values())
     assert rows["pgd-margin"]["accuracy"] <= rows["none"]["accuracy"]
     assert 0 < rows["fgsm"]["mean_linf"] <= 0.01 + 0.5 / 255
     assert result["evaluation"]["clean"]["accuracy"]["n"] == 200
+    assert [point["eps_linf"] for point in result["evaluation"]["curve"]] == [0.01, 0.04]
 
 
 def test_dropout_is_alive_in_what_is_served(client: WinnowClient, digits: Digits, result: dict[str, Any]) -> None:

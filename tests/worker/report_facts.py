@@ -10,7 +10,10 @@ import numpy as np
 
 from models.calibration import conformal_p_values, threshold_at_fpr
 from models.panel.detectors import MODULES
-from models.robustness import AttackRow, Robustness, Served, share
+from models.robustness import AttackRow, Evaluation, Served, share
+from models.robustness.curves import CurvePoint
+from models.robustness.geometry import Robustness
+from models.robustness.shares import Mean
 from models.shift import Shift
 from models.specs import EvaluateSpec, SanitiseSpec
 from worker.reports.evaluate import AttackExample, EvaluateFacts
@@ -114,13 +117,24 @@ def threshold_facts(**changes: Any) -> SanitiseFacts:
 
 
 def evaluate_facts(**changes: Any) -> EvaluateFacts:
-    def row(attack: str, right: int, turned: int, wrong: int) -> AttackRow:
-        served = Served(share(20, 200), share(180 - wrong, 200), share(wrong, 200), {"perturbed": 20})
-        return AttackRow(attack, share(right, 200), share(turned, 190), 0.0098, 0.5, served)
+    def served(wrong: int) -> Served:
+        return Served(share(20, 200), share(180 - wrong, 200), share(wrong, 200), {"perturbed": 20})
 
-    rows = [row("none", 190, 0, 2), row("fgsm", 150, 40, 10), row("ifgsm", 140, 50, 11), row("pgd-margin", 60, 130, 31)]
+    def row(attack: str, right: int, turned: int, wrong: int, knows: str = "student") -> AttackRow:
+        return AttackRow(attack, share(right, 200), share(turned, 190), 0.0098, 0.5, served(wrong), knows, 0.01, 99.0)
+
+    rows = [
+        *(row("none", 190, 0, 2, "none"), row("fgsm", 150, 40, 10), row("ifgsm", 140, 50, 11)),
+        *(row("pgd-margin", 60, 130, 31), row("adaptive", 80, 110, 44, "everything")),
+    ]
     masking = [{"flag": "zero_gradients", "raised": True, "measured": {"share": 0.3}, "meaning": "the softmax is full"}]
-    outcome = Robustness(rows, masking).to_json()
+    curve = [
+        CurvePoint(attack, eps, share(200 - round(4000 * eps), 200), served(round(1000 * eps)))
+        for attack in ("pgd-margin", "adaptive")
+        for eps in (0.005, 0.01, 0.02, 0.04)
+    ]
+    least = {"deepfool": Robustness("l2", Mean(0.3, 0.2, 0.4, 190), share(190, 190))}
+    outcome = Evaluation(rows, masking, curve, least).to_json()
     picture = np.full((8, 8, 1), 100, np.uint8)
     facts = EvaluateFacts(
         model="signs-student@1",
@@ -132,6 +146,9 @@ def evaluate_facts(**changes: Any) -> EvaluateFacts:
         clean={"teacher_accuracy": 0.95},
         examples=[AttackExample("fgsm", picture, picture + np.uint8(3), "stop", "stop", "yield", None, "perturbed")],
         warnings=[],
+        curve=outcome["curve"],
+        least=outcome["robustness"],
+        amplitude={"mean": 1e-9, "low": 0.0, "high": 2e-9, "n": 50},
     )
     return replace(facts, **changes)
 
@@ -175,7 +192,7 @@ def evil_panel() -> SanitiseFacts:
 
 def evil_evaluate() -> EvaluateFacts:
     facts = evaluate_facts()
-    rows = [dict(row) | {"served_reasons": {EVIL: 3}, "attack": EVIL} for row in facts.rows]
+    rows = [dict(row) | {"served_reasons": {EVIL: 3}, "attack": EVIL, "knowledge": EVIL} for row in facts.rows]
     example = replace(facts.examples[0], attack=EVIL, label=EVIL, before=EVIL, after=EVIL, reason=EVIL)
     answered = replace(example, answer=EVIL)
     return replace(
@@ -186,6 +203,8 @@ def evil_evaluate() -> EvaluateFacts:
         rows=rows,
         flags=[EVIL, {"flag": EVIL, "raised": False, "measured": {EVIL: EVIL}, "meaning": EVIL}],
         clean={EVIL: EVIL},
+        curve=[dict(point) | {"attack": EVIL} for point in facts.curve],
+        least={EVIL: dict(facts.least["deepfool"]) | {"norm": EVIL}},
         examples=[example, answered],
         warnings=[EVIL],
         versions={EVIL: EVIL},

@@ -211,3 +211,33 @@ def test_an_evaluation_without_a_served_model_leaves_it_out() -> None:
         evaluate_report(evaluate_facts(rows=[{k: v for k, v in bare[1].items() if k != "mean_l2"}]))
     with pytest.raises(FactsError, match="at least one attack"):
         evaluate_facts(rows=bare[:1])
+
+
+def test_the_evaluation_names_what_did_most_harm_and_what_its_attacker_had() -> None:
+    facts = evaluate_facts()
+    report = evaluate_report(facts)
+    said = Page(report.html).text
+    low, high = wilson_interval(44, 200)
+    assert (
+        "it fares worst under adaptive attack on the whole stack, whose attacker has everything: it answers "
+        "68\u00a0% of those attacked images correctly, abstains from 10\u00a0% and is wrong on 22\u00a0% "
+        f"({100 * low:.1f} to {100 * high:.1f}\u00a0%, 200\u00a0images)"
+    ) in said
+    assert "Do not call the student robust: gradients are masked. Believe the lowest row" in said
+    assert [point["eps_linf"] for point in report.json["curve"]] == [0.005, 0.01, 0.02, 0.04] * 2
+    assert "least change that fools, by DeepFool, mean L20.3 (95 % interval 0.2 to 0.4" in said.replace("\u00a0", " ")
+    shown = Page(evaluate_report(evaluate_facts(curve=[])).html).text
+    assert "As the attacker's box grows" in said and "As the attacker's box grows" not in shown
+
+
+def test_the_evaluation_says_when_its_own_attacker_was_too_weak_or_knew_too_little() -> None:
+    weak = {"flag": "adaptive_weaker_than_blind", "raised": True, "measured": {}, "meaning": "too weak"}
+    report = evaluate_report(evaluate_facts(flags=[weak]))
+    assert "so it was too weak" in report.html and "signs of gradient masking:" not in Page(report.html).text
+    ignorant = [row for row in evaluate_facts().rows if row["knowledge"] != "everything"]
+    said = Page(evaluate_report(evaluate_facts(rows=ignorant, flags=[])).html).text
+    assert "this shows the easy half" in said and "but not the filter" in said
+    known = Page(evaluate_report(evaluate_facts(flags=[])).html).text
+    assert "makes the served model wrong too often" in known and "a better one, or one with more time" in known
+    alone = [dict(row) | {"eps_linf": None if row["attack"] == "pgd-margin" else 0.01} for row in evaluate_facts().rows]
+    assert "Under adaptive attack" in evaluate_report(evaluate_facts(rows=alone)).json["headline"]

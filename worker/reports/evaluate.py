@@ -8,20 +8,22 @@ from typing import Any
 
 from markupsafe import Markup
 
-from worker.reports import attack_figures
+from worker.reports import attack_figures, curve_figures
 from worker.reports.evaluate_facts import (
     AttackExample,
     AttackRow,
     EvaluateFacts,
+    Point,
     Sign,
     attack_name,
+    read_curve,
     read_rows,
     read_signs,
 )
-from worker.reports.evaluate_words import SIGNS, grounds, headline, may_conclude, may_not_conclude
+from worker.reports.evaluate_words import SIGNS, grounds, headline, may_conclude, may_not_conclude, verdict
 from worker.reports.page import FactsError, Report, render
 from worker.reports.pictures import amplification, data_uri, difference
-from worker.reports.text import percent, plain
+from worker.reports.text import figure, percent, plain
 
 __all__ = ["AttackExample", "EvaluateFacts", "FactsError", "evaluate_report"]
 
@@ -39,7 +41,7 @@ class Exhibit:
 
 def evaluate_report(facts: EvaluateFacts) -> Report:
     """The numbers and the page. The same facts give the same report. Raises FactsError where a row lacks a number."""
-    rows, signs = read_rows(facts.rows), read_signs(facts.flags)
+    rows, signs, curve = read_rows(facts.rows), read_signs(facts.flags), read_curve(facts.curve)
     factor = amplification([(example.attacked, example.original) for example in facts.examples])
     page = render(
         "evaluate.html",
@@ -51,11 +53,14 @@ def evaluate_report(facts: EvaluateFacts) -> Report:
         grounds=grounds(rows, signs),
         signs=signs,
         sign_words=SIGNS,
-        pictures=_pictures(rows),
+        pictures=_pictures(rows, curve),
+        curve=curve,
+        attack_name=attack_name,
+        verdict=verdict(rows, signs),
         amplification=factor,
         exhibits=[_exhibit(example, factor) for example in facts.examples],
         may=may_conclude(facts, rows),
-        may_not=may_not_conclude(signs),
+        may_not=may_not_conclude(rows, signs),
         request=_request(facts),
     )
     return Report(json=_numbers(facts, rows, signs), html=page)
@@ -68,7 +73,7 @@ def _exhibit(example: AttackExample, factor: int) -> Exhibit:
     )
 
 
-def _pictures(rows: Sequence[AttackRow]) -> dict[str, Markup | None]:
+def _pictures(rows: Sequence[AttackRow], curve: Sequence[Point]) -> dict[str, Markup | None]:
     said = "; ".join(f"{row.name} {percent(row.accuracy.value)}" for row in rows)
     served = "; ".join(
         f"{row.name}: correct {percent(row.served.correct.value)}, abstained {percent(row.served.abstained.value)}, "
@@ -81,7 +86,17 @@ def _pictures(rows: Sequence[AttackRow]) -> dict[str, Markup | None]:
         "served": attack_figures.served_shares(rows, f"Stacked bars of the served model. {served}.")
         if served
         else None,
+        "curves": curve_figures.security_curves(curve, _curve_said(curve)) if curve else None,
     }
+
+
+def _curve_said(curve: Sequence[Point]) -> str:
+    points = "; ".join(
+        f"{point.name} at {figure(point.eps_linf, 3)}: student right on {percent(point.accuracy.value)}"
+        + (f", served model wrong on {percent(point.served.wrong.value)}" if point.served is not None else "")
+        for point in curve
+    )
+    return f"Security curves. {points}."
 
 
 def _request(facts: EvaluateFacts) -> dict[str, Any]:
@@ -98,9 +113,12 @@ def _numbers(facts: EvaluateFacts, rows: Sequence[AttackRow], signs: Sequence[Si
         "dataset": facts.dataset,
         "rows": [asdict(row) for row in rows],
         "clean": facts.clean,
+        "curve": list(facts.curve),
+        "robustness": dict(facts.least),
+        "gradient_amplitude": facts.amplitude,
         "gradient_masking": [asdict(sign) for sign in signs],
         "may_conclude": may_conclude(facts, rows),
-        "may_not_conclude": may_not_conclude(signs),
+        "may_not_conclude": may_not_conclude(rows, signs),
         "examples": [
             {name: getattr(example, name) for name in ("attack", "label", "before", "after", "answer", "reason")}
             for example in facts.examples

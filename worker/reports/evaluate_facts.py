@@ -17,10 +17,24 @@ _NAMES = {
     "pgd": "PGD",
     "pgd-margin": "PGD with the margin loss",
     "pgd-cross-entropy": "PGD with cross-entropy",
+    "pgd-temperature": "PGD at a high temperature",
     "cw": "Carlini–Wagner",
     "jsma": "JSMA",
     "deepfool": "DeepFool",
+    "transfer-teacher": "transfer from the teacher",
+    "transfer-foreign": "transfer from foreign networks",
+    "square": "Square attack on the student",
+    "square-served": "Square attack on the served model",
+    "adaptive": "adaptive attack on the whole stack",
+    "adaptive-expectation": "adaptive attack, dropout masks unknown",
 }
+KNOWLEDGE = {
+    "student": "the student's weights",
+    "transfer": "other networks only",
+    "queries": "answers only",
+    "everything": "everything",
+}
+"""What an attacker has in his hands, in words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +66,8 @@ class EvaluateFacts:
     """The whole EvaluateSpec as JSON."""
     rows: Sequence[Mapping[str, Any]]
     """As models.robustness gives them, "none" first: {attack, n, accuracy, low, high, attack_success, success_low,
-    success_high, mean_linf, mean_l2}, and where the served model was tried served_{abstained, correct, wrong}[_low,
-    _high] and served_reasons."""
+    success_high, mean_linf, mean_l2}; where told knowledge, eps_linf, mean_l0, code_cosine and code_norm_ratio; and
+    where the served model was tried served_{abstained, correct, wrong}[_low, _high] and served_reasons."""
     flags: Sequence[Mapping[str, Any] | str]
     """Signs of gradient masking: {flag, raised, measured, meaning}, or a raised one as a sentence."""
     clean: Mapping[str, Any]
@@ -63,6 +77,12 @@ class EvaluateFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    curve: Sequence[Mapping[str, Any]] = ()
+    """Points of the security curve: {attack, eps_linf, n, accuracy, low, high} and served_… as in rows."""
+    least: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of each attack that looks for the least change: {norm, change: {mean, low, high, n}, fooled: a share}."""
+    amplitude: Mapping[str, Any] | None = None
+    """Of the probabilities' gradients: {mean, low, high, n}."""
 
     def __post_init__(self) -> None:
         if not any(row.get("attack") != NO_ATTACK for row in self.rows):
@@ -99,6 +119,15 @@ class AttackRow:
     mean_linf: float
     mean_l2: float
     served: Served | None
+    knowledge: str = "student"
+    eps_linf: float | None = None
+    mean_l0: float | None = None
+    code_cosine: float | None = None
+    code_norm_ratio: float | None = None
+
+    @property
+    def knows(self) -> str:
+        return KNOWLEDGE.get(self.knowledge, self.knowledge)
 
     @property
     def name(self) -> str:
@@ -107,6 +136,21 @@ class AttackRow:
     @property
     def is_attack(self) -> bool:
         return self.attack != NO_ATTACK
+
+
+@dataclass(frozen=True)
+class Point:
+    """One attack at one ε on n images."""
+
+    attack: str
+    eps_linf: float
+    n: int
+    accuracy: Estimate
+    served: Served | None
+
+    @property
+    def name(self) -> str:
+        return attack_name(self.attack)
 
 
 @dataclass(frozen=True)
@@ -128,6 +172,19 @@ def read_rows(rows: Sequence[Mapping[str, Any]]) -> list[AttackRow]:
     return [_row(row) for row in rows]
 
 
+def read_curve(points: Sequence[Mapping[str, Any]]) -> list[Point]:
+    return [
+        Point(
+            attack=str(point["attack"]),
+            eps_linf=float(point["eps_linf"]),
+            n=int(point["n"]),
+            accuracy=Estimate(float(point["accuracy"]), float(point["low"]), float(point["high"])),
+            served=_served(point) if "served_wrong" in point else None,
+        )
+        for point in points
+    ]
+
+
 def read_signs(flags: Sequence[Mapping[str, Any] | str]) -> list[Sign]:
     return [_sign(flag) for flag in flags]
 
@@ -142,9 +199,15 @@ def _row(row: Mapping[str, Any]) -> AttackRow:
             mean_linf=float(row["mean_linf"]),
             mean_l2=float(row["mean_l2"]),
             served=_served(row) if "served_wrong" in row else None,
+            knowledge=str(row.get("knowledge", "student")),
+            **{name: _maybe(row, name) for name in ("eps_linf", "mean_l0", "code_cosine", "code_norm_ratio")},
         )
     except KeyError as missing:
         raise FactsError(f"the row of attack {row.get('attack')!r} lacks {missing.args[0]!r}") from missing
+
+
+def _maybe(row: Mapping[str, Any], name: str) -> float | None:
+    return None if row.get(name) is None else float(row[name])
 
 
 def _served(row: Mapping[str, Any]) -> Served:

@@ -9,15 +9,37 @@ from worker.reports.text import figure, interval, percent, plural
 
 SIGNS = {
     "iterative_weaker_than_single_step": "The attack of many steps does less than the one of a single step.",
+    "unbounded_attack_fails": "An attack that may change everything leaves images right.",
+    "white_box_weaker_than_transfer": "An attack made against another network does more than one on the loss.",
+    "white_box_weaker_than_queries": "A search without gradients does more than an attack on the loss.",
+    "loss_flat": "The loss does not move around some images.",
     "zero_gradients": "The gradient of the loss is exactly zero for some images.",
     "cross_entropy_far_behind_margin": "Attacks on the loss fall far behind the attack on the logits.",
+    "temperature_unmasks": "The same attack does much more at a high temperature.",
+    "adaptive_weaker_than_blind": "The attack that knows the whole stack does less harm than one that does not.",
 }
 """What was looked for, by the name that models.robustness gives it."""
 
+OF_THE_ATTACKER = "adaptive_weaker_than_blind"
+"""A sign that says something of this evaluation, not of the student."""
+
 
 def strongest(rows: Sequence[AttackRow]) -> AttackRow:
-    """The attack under which the bare student is right least often."""
-    return min((row for row in rows if row.is_attack), key=lambda row: row.accuracy.value)
+    """The attack under which the bare student is right least often; one without a box only where there is no other."""
+    attacks = [row for row in rows if row.is_attack]
+    boxed = [row for row in attacks if row.eps_linf is not None]
+    return min(boxed or attacks, key=lambda row: row.accuracy.value)
+
+
+def most_harmful(rows: Sequence[AttackRow]) -> AttackRow | None:
+    """The attack in a box under which the served model is wrong most often; None where it was not tried."""
+    tried = [row for row in rows if row.is_attack and row.served is not None]
+    boxed = [row for row in tried if row.eps_linf is not None]
+    return max(boxed or tried, key=_wrong, default=None)
+
+
+def _wrong(row: AttackRow) -> float:
+    return -1.0 if row.served is None else row.served.wrong.value
 
 
 def headline(facts: EvaluateFacts, rows: Sequence[AttackRow]) -> str:
@@ -34,24 +56,42 @@ def headline(facts: EvaluateFacts, rows: Sequence[AttackRow]) -> str:
 
 def grounds(rows: Sequence[AttackRow], signs: Sequence[Sign]) -> list[str]:
     """What the headline rests on, a paragraph each."""
-    worst = strongest(rows)
+    worst, harmful = strongest(rows), most_harmful(rows)
     paragraphs = [
         f"The 95 % interval of that accuracy is {interval(worst.accuracy.low, worst.accuracy.high)}. Of the images "
         f"that the student had right, {worst.name} turned {percent(worst.success.value)}."
     ]
-    if worst.served is not None:
-        served = worst.served
+    if harmful is not None and harmful.served is not None:
+        served = harmful.served
         paragraphs.append(
-            f"As it is served, with the right to abstain, it answers {percent(served.correct.value)} of those attacked "
-            f"images correctly, abstains from {percent(served.abstained.value)} and is wrong on "
-            f"{percent(served.wrong.value)} ({interval(served.wrong.low, served.wrong.high)})."
+            f"As it is served, with the right to abstain, it fares worst under {harmful.name}, whose attacker has "
+            f"{harmful.knows}: it answers {percent(served.correct.value)} of those attacked images "
+            f"correctly, abstains from {percent(served.abstained.value)} and is wrong on {percent(served.wrong.value)} "
+            f"({interval(served.wrong.low, served.wrong.high)}, {plural(harmful.n, 'image')})."
         )
-    if any(sign.raised for sign in signs):
+    if _masked(signs):
         paragraphs.append(
             "There are signs of gradient masking: where an attack seems to fail here, it may be for want of a "
             "gradient, not because the student is robust."
         )
     return paragraphs
+
+
+def verdict(rows: Sequence[AttackRow], signs: Sequence[Sign]) -> str:
+    """What to make of it, in one sentence."""
+    worst, harmful = strongest(rows), most_harmful(rows)
+    if _masked(signs):
+        return f"Do not call the student robust: gradients are masked. Believe the lowest row, {worst.name}."
+    known = any(row.knowledge == "everything" for row in rows)
+    if harmful is not None and not known:
+        return "Nobody who knows the whole stack was let loose on it: of the served model this shows the easy half."
+    if harmful is not None and _wrong(harmful) > 0.05:
+        return "An attacker who gets that far makes the served model wrong too often to rely on its abstention."
+    return "No sign of gradient masking was seen: within its intervals the table can be taken as it stands."
+
+
+def _masked(signs: Sequence[Sign]) -> bool:
+    return any(sign.raised and sign.name != OF_THE_ATTACKER for sign in signs)
 
 
 def may_conclude(facts: EvaluateFacts, rows: Sequence[AttackRow]) -> list[str]:
@@ -67,15 +107,14 @@ def may_conclude(facts: EvaluateFacts, rows: Sequence[AttackRow]) -> list[str]:
     return points
 
 
-def may_not_conclude(signs: Sequence[Sign]) -> list[str]:
+def may_not_conclude(rows: Sequence[AttackRow], signs: Sequence[Sign]) -> list[str]:
     points = [
-        "That the student withstands larger perturbations, other norms, patches, rotations, blur or weather. None "
-        "was tried.",
-        "That abstention stops an attacker who aims at it. These attacks know the student's weights, but not the "
-        "filter, the dropout masks or the limits.",
+        "That the student withstands larger perturbations than those of the curves, other norms, patches, rotations, "
+        "blur or weather. None was tried.",
+        _of_abstention(rows, signs),
         "That it was never poisoned. A backdoor answers only to its trigger, and no attack here carries one.",
     ]
-    if any(sign.raised for sign in signs):
+    if _masked(signs):
         masked = "That the rows with high accuracy show robustness. Gradients are masked here; believe the lowest row."
         return [masked, *points]
     distilled = (
@@ -83,3 +122,20 @@ def may_not_conclude(signs: Sequence[Sign]) -> list[str]:
         "the margin loss, which does not depend on them."
     )
     return [distilled, *points]
+
+
+def _of_abstention(rows: Sequence[AttackRow], signs: Sequence[Sign]) -> str:
+    if any(sign.raised and sign.name == OF_THE_ATTACKER for sign in signs):
+        return (
+            "That abstention stops an attacker who knows it. The one tried did less harm than one who does not know "
+            "it, so it was too weak; ask for more adaptive_steps and adaptive_restarts."
+        )
+    if any(row.knowledge == "everything" for row in rows):
+        return (
+            "That abstention stops every attacker who knows it. One was tried, with so many steps; a better one, or "
+            "one with more time, can only do more."
+        )
+    return (
+        "That abstention stops an attacker who aims at it. These attacks know the student's weights, but not the "
+        "filter, the dropout masks or the limits."
+    )
