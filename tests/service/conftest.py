@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,41 @@ from service.db import Database, migrate
 from service.jobs.create import add_job
 from service.settings import Settings
 from service.storage import LocalStorage
+from tests.parts import PostgresServer
+
+ON_BOTH = {"test_databases", "test_jobs", "test_bundle", "test_migrations", "test_submit"}
+"""Modules whose tests run on SQLite and on PostgreSQL, for what they are about is what the database does."""
+
+ON_BOTH_SLOWLY = {"test_review"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database_url" in metafunc.fixturenames:
+        module = metafunc.module.__name__.rpartition(".")[2]
+        kinds: list[Any] = ["sqlite"]
+        if module in ON_BOTH:
+            kinds.append("postgresql")
+        if module in ON_BOTH_SLOWLY:
+            kinds.append(pytest.param("postgresql", marks=pytest.mark.slow))
+        metafunc.parametrize("database_url", kinds, indirect=True)
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", redis_url="redis://127.0.0.1:1/0").resolved()
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of an empty database; "" for SQLite in the home."""
+    if request.param == "sqlite":
+        yield ""
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    name = server.make_database()
+    yield server.url(name)
+    server.drop_database(name)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    home = tmp_path / "home"
+    return Settings(home=home, database_url=database_url, redis_url="redis://127.0.0.1:1/0").resolved()
 
 
 @pytest.fixture
