@@ -19,6 +19,7 @@ from service.api import (
     models,
     problems,
     reviews,
+    tenants,
     verdicts,
 )
 from service.db import Database
@@ -68,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(access.RequestIds)
     app.add_middleware(metrics.Measured)  # added last, so met first
     problems.install(app)
-    for part in (datasets, jobs, verdicts, reviews, models, drift, keys, audit, health, metrics):
+    for part in (datasets, jobs, verdicts, reviews, models, drift, keys, tenants, audit, health, metrics):
         app.include_router(part.router)
     return app
 

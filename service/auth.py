@@ -130,10 +130,19 @@ def _where_from(scopes: Iterable[Scope]) -> str:
 
 
 def create(
-    session: Session, name: str, scopes: Iterable[Scope], *, expires_at: datetime | None, actor: Actor
+    session: Session,
+    name: str,
+    scopes: Iterable[Scope],
+    *,
+    expires_at: datetime | None,
+    requests_per_second: int | None = None,
+    actor: Actor,
 ) -> Issued:
+    """A key of the session's tenant."""
     secret = new_secret()
-    return Issued(_add(session, name, scopes, secret, expires_at=expires_at, actor=actor), secret)
+    key = _add(session, name, scopes, secret, expires_at=expires_at, actor=actor)
+    key.requests_per_second = requests_per_second
+    return Issued(key, secret)
 
 
 def find(session: Session, key_id: str) -> ApiKey:

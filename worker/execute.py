@@ -27,8 +27,10 @@ log = structlog.get_logger()
 
 def execute(runtime: Runtime, job_id: str, shutting_down: Flag) -> None:
     """Does nothing where the job is not queued any more: the doorbell may ring twice."""
+    settings = runtime.settings
+    lease_seconds = settings.lease_seconds
     claim = repository.claim(
-        runtime.database, job_id, worker=runtime.worker, lease_seconds=runtime.settings.lease_seconds
+        runtime.database, job_id, worker=runtime.worker, lease_seconds=lease_seconds, settings=settings
     )
     if claim is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from models.specs import IngestSpec
+from service import quotas
 from service.datasets import repository as datasets
 from service.datasets.decoding import Target, decoded
 from service.datasets.readers import Upload, open_upload
 from service.datasets.sample import Layout, Limits
 from service.datasets.shards import Row, ShardWriter, Written
 from service.errors import InvalidUpload, UnusableDataset
+from service.quotas import Quota
 from worker.context import Context, Outcome
 
 DEFAULT_SIZE = 64
@@ -44,6 +47,7 @@ def run(context: Context) -> Outcome:
     with context.storage.open_local(inputs["upload"]) as file:
         upload = open_upload(file, Limits.of(context.settings), split=spec.split)
         _refuse_one_class(upload)
+        _check_quota(context, Quota.IMAGES, upload.num_samples)
         prefix = context.output("datasets", inputs["name"])
         shape, written, rejected = _decode(context, upload, prefix, spec)
     _check_rejected(rejected, upload.num_samples, spec.max_rejected_share)
@@ -73,6 +77,11 @@ def run(context: Context) -> Outcome:
     return Outcome(result, publish)
 
 
+def _check_quota(context: Context, quota: Quota, adding: int) -> None:
+    with context.database.transaction() as session:
+        quotas.check(session, context.settings, quota, adding)
+
+
 def working_shape(spec: IngestSpec, layout: Layout) -> tuple[int, int, int]:
     """(height, width, channels): what the spec says, else the native square size up to 64, else 64."""
     size = spec.size
@@ -93,6 +102,7 @@ def _decode(
     layout = known or _first_look(context, upload)
     while True:
         shape = working_shape(spec, layout)
+        _check_quota(context, Quota.BYTES, upload.num_samples * math.prod(shape))
         try:
             return shape, *_decode_all(context, upload, prefix, spec, layout)
         except _OtherLayout as other:

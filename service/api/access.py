@@ -20,6 +20,7 @@ from service import auth
 from service.api import problems
 from service.audit import Actor
 from service.errors import WinnowError
+from service.limits import Buckets
 from service.scopes import Scope
 from service.tables import ApiKey
 from service.tenancy import TenantStorage
@@ -67,6 +68,7 @@ class Keys:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._buckets = Buckets()
 
     async def __call__(self, scope: types.Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC:
@@ -74,12 +76,18 @@ class Keys:
             sent = text.strip() if scheme.lower() == "bearer" else None
             try:
                 key = await run_in_threadpool(auth.authenticate, scope["app"].state.database, sent)
+                self._limit(key, scope["app"].state.settings.requests_per_second)
             except (WinnowError, OperationalError) as error:
                 answer = await problems.answer(Request(scope), error)
                 await answer(scope, receive, send)
                 return
             scope.setdefault("state", {}).update(bounds(scope["app"].state, key))
         await self._app(scope, receive, send)
+
+    def _limit(self, key: ApiKey, otherwise: float | None) -> None:
+        per_second = key.requests_per_second or otherwise
+        if per_second is not None:
+            self._buckets.take(key.id, per_second)
 
 
 def bounds(everything: State, key: ApiKey) -> dict[str, Any]:
@@ -123,5 +131,6 @@ MayReview = Annotated[ApiKey, Depends(Needs(_REVIEW))]
 MaySeeModels = Annotated[ApiKey, Depends(Needs(_JOBS, _PREDICT))]
 MayMoveAliases = Annotated[ApiKey, Depends(Needs(_JOBS))]
 MayPredict = Annotated[ApiKey, Depends(Needs(_PREDICT))]
+MaySeeUsage = Annotated[ApiKey, Depends(Needs(*(scope for scope in Scope if scope != Scope.OPERATOR)))]
 MayOperate = Annotated[ApiKey, Depends(Needs(Scope.OPERATOR))]  # about all tenants
 MayAdminister = Annotated[ApiKey, Depends(Needs(Scope.ADMIN))]

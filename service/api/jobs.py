@@ -63,7 +63,7 @@ def create(
 
 def _submit(request: Request, asked: submit.Request) -> tuple[JobOut, list[str]]:
     with request.state.database.transaction() as session:
-        job = submit.submit(session, asked, max_attempts=request.app.state.settings.max_attempts)
+        job = submit.submit(session, asked, request.app.state.settings)
         return JobOut.of(session, job), _to_ring(session, job)
 
 

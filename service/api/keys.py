@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Request
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from service import auth
@@ -15,6 +16,7 @@ from service.api.access import MayAdminister, actor_of
 from service.api.datasets import Limit
 from service.api.routes import Route
 from service.api.schemas import Page, decode_cursor, encode_cursor
+from service.audit import Actor
 from service.db import now
 from service.errors import InvalidInput
 from service.scopes import Scope
@@ -39,6 +41,9 @@ class KeyIn(BaseModel):
     name: Annotated[str, Field(pattern=r"^\w[\w .@+-]{0,63}$")]
     scopes: Annotated[set[Scope], Field(min_length=1)]
     expires_at: AwareDatetime | None = Field(None, description="within ten years; without it the key does not expire")
+    requests_per_second: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="how often it may call; without it, as the settings say"
+    )
 
 
 class RotationIn(BaseModel):
@@ -53,6 +58,7 @@ class KeyOut(BaseModel):
     """A key without its text."""
 
     id: str
+    tenant: str
     name: str
     prefix: str = Field(description="how its text begins")
     scopes: list[str]
@@ -60,6 +66,7 @@ class KeyOut(BaseModel):
     expires_at: datetime | None
     last_used_at: datetime | None = Field(description="to the minute")
     revoked_at: datetime | None
+    requests_per_second: int | None = Field(description="null: as the settings say")
     old_until: datetime | None = Field(description="when the text from before the latest rotation ends, or ended")
 
     @classmethod
@@ -78,13 +85,24 @@ class IssuedKeyOut(KeyOut):
         return cls.of(issued.key).model_copy(update={"secret": issued.secret})
 
 
-@router.post("", status_code=201, response_model=IssuedKeyOut, summary="Make a key; its text is shown this once")
-def create(request: Request, response: Response, body: KeyIn, _key: MayAdminister) -> IssuedKeyOut:
+def made(session: Session, body: KeyIn, actor: Actor) -> auth.Issued:
+    """The key that was asked for, of the session's tenant."""
     if body.expires_at is not None and not now() < body.expires_at < now() + LONGEST_LIFE:
         raise InvalidInput("expires_at must be in the future, and within ten years.", code="bad_expiry")
+    return auth.create(
+        session,
+        body.name,
+        body.scopes,
+        expires_at=body.expires_at,
+        requests_per_second=body.requests_per_second,
+        actor=actor,
+    )
+
+
+@router.post("", status_code=201, response_model=IssuedKeyOut, summary="Make a key; its text is shown this once")
+def create(request: Request, response: Response, body: KeyIn, _key: MayAdminister) -> IssuedKeyOut:
     with request.state.database.transaction() as session:
-        issued = auth.create(session, body.name, body.scopes, expires_at=body.expires_at, actor=actor_of(request))
-    return IssuedKeyOut.issued(issued, response)
+        return IssuedKeyOut.issued(made(session, body, actor_of(request)), response)
 
 
 @router.get("", response_model=Page[KeyOut], summary="List keys, oldest first")

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
-from service.errors import UnsupportedMedia
+from service.errors import TooLarge, UnsupportedMedia
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 KEPT_ON_304 = ("etag", "cache-control", "vary", "retry-after", "content-location", "expires", "date")
@@ -44,6 +44,7 @@ class Route(APIRoute):
         async def answer(request: Request) -> Response:
             if takes_json:
                 check_is_json(request.headers)
+                await keep_json(request, request.app.state.settings.max_json_bytes)
             response = await answering(request)
             return conditional(request, response) if request.method == "GET" else response
 
@@ -86,6 +87,20 @@ def check_is_json(headers: Headers) -> None:
             "Content-Type: application/json.",
             code="not_json",
         )
+
+
+async def keep_json(request: Request, max_bytes: int) -> None:
+    """Read the body before anything parses it. Raises TooLarge as soon as it is longer than it may be."""
+    announced = request.headers.get("content-length", "0")
+    too_large = TooLarge(f"A JSON body may have {max_bytes} bytes, this one has more.", code="body_too_large")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large
+    request._body = bytes(body)  # what Request.body() keeps and gives
 
 
 def conditional(request: Request, response: Response) -> Response:

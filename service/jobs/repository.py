@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session
 from service.db import Database, now
 from service.errors import LeaseLost, NotFound
 from service.jobs.state import OWNED, JobState, check_transition
+from service.quotas import may_start
+from service.settings import Settings
 from service.tables import DEFAULT, Job, JobEvent
 
 
@@ -51,11 +53,17 @@ def record(session: Session, job: Job, message: str) -> None:
     session.add(JobEvent(job_id=job.id, at=now(), state=job.state, attempt=job.attempt, message=message[:500]))
 
 
-def claim(database: Database, job_id: str, *, worker: str, lease_seconds: float) -> Claim | None:
-    """Take a queued job. None where it is not queued any more: the doorbell may ring twice."""
+def claim(
+    database: Database, job_id: str, *, worker: str, lease_seconds: float, settings: Settings | None = None
+) -> Claim | None:
+    """Take a queued job. None where it is not queued any more (the doorbell may ring twice), or where its tenant has as
+    many at work as it may: the reaper rings again.
+    """
     with database.transaction() as session:
         job = session.get(Job, job_id)
         if job is None or job.state != JobState.QUEUED:
+            return None
+        if settings is not None and not may_start(session, settings, job):
             return None
         present = now()
         taken = move(

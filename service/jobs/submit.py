@@ -14,13 +14,16 @@ from sqlalchemy.orm import Session
 from models.abstention import PROFILE_SHARE
 from models.calibration import smallest_alpha
 from models.specs import PARAMS_OF_JOB, DistillSpec, HardenSpec, SanitiseSpec, Spec
+from service import quotas
 from service.audit import STACK, Action, Actor, append
 from service.datasets import repository as datasets
 from service.errors import Conflict, IdempotencyConflict, InvalidParams, UnusableDataset
 from service.jobs import artifacts, harden, overrides
 from service.jobs.create import add_job
+from service.quotas import Quota
 from service.references import check_name, parse_model_ref
 from service.registry import repository as registry
+from service.settings import Settings
 from service.tables import DatasetVersion, Job
 from service.tenancy import tenant_of
 
@@ -55,19 +58,20 @@ class Request:
         return hashlib.sha256(payload.encode()).hexdigest()
 
 
-def submit(session: Session, request: Request, *, max_attempts: int) -> Job:
+def submit(session: Session, request: Request, settings: Settings) -> Job:
     """The job, new or (same idempotency key, same payload) the one made before. Raises InvalidInput or NotFound."""
     earlier = made_before(session, request)
     if earlier is not None:
         return earlier
     spec = parse_params(request.type, request.params)
     _check_inputs(session, request, spec)
+    _check_quotas(session, settings, request)
     job = add_job(
         session,
         request.type,
         inputs=request.inputs,
         params=spec.model_dump(mode="json"),
-        max_attempts=max_attempts,
+        max_attempts=settings.max_attempts,
         request_id=request.request_id,
         idempotency_key=request.idempotency_key,
         payload_digest=request.digest(),
@@ -85,6 +89,20 @@ def made_before(session: Session, request: Request) -> Job | None:
     same_key = Job.tenant == tenant_of(session), Job.idempotency_key == request.idempotency_key
     earlier = session.scalar(select(Job).where(*same_key))
     return None if earlier is None else _same(earlier, request)
+
+
+def _check_quotas(session: Session, settings: Settings, request: Request) -> None:
+    """Of what the job makes, a version is counted: at most as large as the one that it is made from."""
+    quotas.check(session, settings, Quota.QUEUED_JOBS)
+    if request.type in ("sanitise", "harden"):
+        row = datasets.find(session, request.inputs["dataset"])
+    elif request.type == "review":
+        judged = artifacts.verdict_job(session, request.inputs["job"])
+        row = datasets.find(session, judged.inputs["dataset"])
+    else:
+        return
+    quotas.check(session, settings, Quota.BYTES, row.size_bytes)
+    quotas.check(session, settings, Quota.IMAGES, row.num_samples)
 
 
 def parse_params(kind: str, params: dict[str, Any]) -> Spec:

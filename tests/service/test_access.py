@@ -72,7 +72,7 @@ def places(database: Database, make_dataset: MakeDataset) -> dict[str, str]:
     with database.transaction() as session:
         job = add_job(session, "ingest", inputs={}, params={}, max_attempts=3)
         key = auth.create(session, "target", [Scope.UPLOAD], expires_at=None, actor=STACK).key
-    rest = {"name": "signs", "index": "0", "alias": "champion"}
+    rest = {"name": "signs", "index": "0", "alias": "champion", "tenant": "default"}
     return {**rest, "reference": make_dataset("signs", {"a": 2, "b": 2}), "job_id": job.id, "key_id": key.id}
 
 

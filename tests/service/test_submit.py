@@ -10,6 +10,7 @@ from service.db import Database
 from service.errors import WinnowError
 from service.jobs import submit
 from service.jobs.harden import steps_of
+from service.settings import Settings
 from tests.service.conftest import MakeDataset
 
 TWO = {"a": 100, "b": 100}
@@ -19,7 +20,7 @@ def ask(
     database: Database, kind: str, params: dict[str, Any] | None = None, key: str | None = None, **inputs: str
 ) -> str:
     with database.transaction() as session:
-        return submit.submit(session, submit.Request(kind, inputs, params or {}, key), max_attempts=3).id
+        return submit.submit(session, submit.Request(kind, inputs, params or {}, key), Settings()).id
 
 
 def refusal(database: Database, kind: str, params: dict[str, Any] | None = None, **inputs: str) -> WinnowError:
