@@ -19,7 +19,6 @@ from sqlalchemy.orm import Session
 from service.db import now
 from service.jobs.verdicts import Verdict
 from service.tables import Job, Override
-from service.turns import take_turns
 
 Indices = NDArray[np.int64]
 Numbers = NDArray[np.int32]
@@ -77,7 +76,6 @@ def decide_one(
 def _added(session: Session, job: Job, chosen: Indices, verdict: Verdict | None, note: str | None, by: str) -> Decision:
     """Decisions of one job wait for each other, so that whoever has seen one has seen all before it."""
     session.get(Job, job.id, with_for_update=True, populate_existing=True)
-    take_turns(session, f"overrides {job.id}")
     latest = session.scalar(select(func.max(Override.seq)).where(Override.job_id == job.id)) or 0
     row = Override(
         job_id=job.id,
