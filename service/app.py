@@ -21,6 +21,7 @@ from service.api import (
     reviews,
     tenants,
     verdicts,
+    webhooks,
 )
 from service.db import Database
 from service.events.feeds import Feeds
@@ -32,6 +33,7 @@ from service.serving.engine import Engine
 from service.serving.production import Production
 from service.settings import Settings
 from service.storage import open_storage
+from service.webhooks.deliverer import Deliverer
 
 DESCRIPTION = """
 Winnow removes poison from image training sets, and serves the model trained on what is left.
@@ -49,7 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         production.start()
-        yield
+        async with app.state.deliverer.running():
+            yield
         app.state.feeds.close()
         engine.close()
         production.close()
@@ -64,12 +67,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.orders = Orders()
     app.state.standings = Standings()
     app.state.feeds = Feeds(database, most_listeners=settings.most_listeners)
+    app.state.deliverer = Deliverer(
+        database,
+        allow_private=settings.webhooks_allow_private,
+        timeout_seconds=settings.webhook_timeout_seconds,
+    )
     app.state.doorbell = Doorbell(celery_app(settings), database)
     app.add_middleware(access.Keys)
     app.add_middleware(access.RequestIds)
     app.add_middleware(metrics.Measured)  # added last, so met first
     problems.install(app)
-    for part in (datasets, jobs, verdicts, reviews, models, drift, keys, tenants, audit, health, metrics):
+    for part in (datasets, jobs, verdicts, reviews, models, drift, keys, tenants, audit, webhooks, health, metrics):
         app.include_router(part.router)
     return app
 

@@ -36,6 +36,10 @@ class Action(StrEnum):
     JOB_RETRIED = "job.retried"
     ALIAS_MOVED = "alias.moved"
     DRIFT_RESET = "drift.reset"
+    WEBHOOK_CREATED = "webhook.created"
+    WEBHOOK_CHANGED = "webhook.changed"
+    WEBHOOK_ROTATED = "webhook.rotated"
+    WEBHOOK_REMOVED = "webhook.removed"
     VERDICTS_DECIDED = "verdicts.decided"
 
 

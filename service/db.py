@@ -18,6 +18,7 @@ from service.errors import Corrupt
 from service.settings import Settings
 from service.tables import Table
 from service.tenancy import TenantSession
+from service.webhooks import tables as _webhook_tables  # noqa: F401 (so that all tables are known here)
 
 BUSY_TIMEOUT_MS = 15_000
 

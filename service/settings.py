@@ -81,6 +81,11 @@ class Settings(BaseSettings):
         15.0, gt=0, description="how often a silent stream of job events shows that it lives"
     )
 
+    webhooks_allow_private: bool = Field(
+        False, description="let webhooks lead to private addresses and over http; whoever makes one reaches those"
+    )
+    webhook_timeout_seconds: float = Field(15.0, gt=0, description="how long a webhook's receiver may take")
+
     serving_threads: int = Field(2, ge=1, le=256, description="ONNX calls computed at once, each on one core")
     require_cuda: bool = Field(False, description="refuse to serve on the CPU")
     tensorrt: bool = Field(False, description="serve by TensorRT where ONNX Runtime has it; builds engines at loading")

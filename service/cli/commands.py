@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.cli import audit, keys, review
+from service.cli import audit, keys, review, webhooks
 from service.cli.archive import opened_for_upload
-from service.cli.follow import JsonOption, NoWaitOption, follow
+from service.cli.follow import JsonOption, NoWaitOption, follow, tell_events
 from service.cli.outcome import DONE, EXIT_CODES, FAILED, Commands
 from service.cli.params import ParamOption, parse_params
 from service.cli.show import (
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
+app.add_typer(webhooks.app, name="webhooks")
 app.command()(review.review)
 
 
@@ -246,6 +247,7 @@ def jobs(
     type: Annotated[str | None, typer.Option(help="Only jobs of this type.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
     wait: Annotated[bool, typer.Option("--wait", help="Follow JOB until it has finished.")] = False,
+    events: Annotated[bool, typer.Option("--events", help="Tell what happens to JOB until it has finished.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel JOB.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Run JOB again.")] = False,
     report: Annotated[Path | None, typer.Option(help="Save the report of JOB here (.html or .json).")] = None,
@@ -255,8 +257,8 @@ def jobs(
     key: KeyOption = None,
 ) -> None:
     """List jobs, or show, follow, cancel or retry one, or save its report."""
-    if job_id is None and (wait or cancel or retry or report):
-        raise typer.BadParameter("--wait, --cancel, --retry and --report need the JOB they are for.")
+    if job_id is None and (wait or events or cancel or retry or report):
+        raise typer.BadParameter("--wait, --events, --cancel, --retry and --report need the JOB they are for.")
     with connect(home, url, key) as client:
         if job_id is None:
             _list_jobs(list(islice(client.jobs(state=state, type=type), limit)), as_json=as_json)
@@ -264,6 +266,9 @@ def jobs(
         if report is not None:
             report.write_bytes(client.report(job_id, "json" if report.suffix == ".json" else "html"))
         job = client.cancel(job_id) if cancel else client.retry(job_id) if retry else client.job(job_id)
+        if events:
+            tell_events(client.events(job_id), as_json=as_json)
+            job = client.job(job_id)
         follow(client, job, no_wait=not wait, as_json=as_json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from service.cli.outcome import DONE, FAILED, INTERRUPTED, complain
 from service.cli.show import JobProgress, print_json, results_console, show_job
-from service.client import Job, WinnowClient
+from service.client import Job, JobEvent, WinnowClient
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job is accepted.")]
@@ -33,3 +34,14 @@ def _wait(client: WinnowClient, job: Job) -> Job:
     except KeyboardInterrupt as error:
         complain(f"job {job.id} goes on; follow it with 'winnow jobs {job.id} --wait', or end it with --cancel")
         raise typer.Exit(INTERRUPTED) from error
+
+
+def tell_events(events: Iterable[JobEvent], *, as_json: bool) -> None:
+    """A line for each on stderr, as it happens."""
+    console = Console(stderr=True)
+    for event in events:
+        if as_json:
+            console.print(event.model_dump_json(exclude_none=True), markup=False, highlight=False, soft_wrap=True)
+        elif event.kind == "state":
+            about = f"{(event.at or '')[:19]}  {event.state}: {event.message}"
+            console.print(about, markup=False, highlight=False, soft_wrap=True)

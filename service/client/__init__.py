@@ -2,28 +2,38 @@
 
 from service.client.errors import CannotReach, ClientError, NotWinnow, ProblemError, WaitTimedOut
 from service.client.records import (
+    Alias,
     AuditEntry,
     DatasetVersion,
+    Delivery,
     IssuedKey,
+    IssuedWebhook,
     Job,
+    JobEvent,
     Key,
     ModelVersion,
     Prediction,
     Predictions,
     Progress,
+    Sample,
     Uncertainty,
     Verdict,
     Verification,
+    Webhook,
 )
 from service.client.session import WinnowClient
 
 __all__ = [
+    "Alias",
     "AuditEntry",
     "CannotReach",
     "ClientError",
     "DatasetVersion",
+    "Delivery",
     "IssuedKey",
+    "IssuedWebhook",
     "Job",
+    "JobEvent",
     "Key",
     "ModelVersion",
     "NotWinnow",
@@ -31,9 +41,11 @@ __all__ = [
     "Predictions",
     "ProblemError",
     "Progress",
+    "Sample",
     "Uncertainty",
     "Verdict",
     "Verification",
     "WaitTimedOut",
+    "Webhook",
     "WinnowClient",
 ]

@@ -63,6 +63,27 @@ class Job(Wire):
         return None if self.error is None else str(self.error)
 
 
+class JobEvent(Wire):
+    """What happened to a job: of kind `state` with its number as `id`, or of kind `progress`, which has none."""
+
+    kind: Literal["state", "progress"] = "state"
+    id: int | None = None
+    at: str | None = None
+    state: str | None = None
+    attempt: int | None = None
+    message: str | None = None
+    progress: Progress | None = None
+
+
+class Sample(Wire):
+    """A row of a version's manifest."""
+
+    index: int
+    sample_id: str
+    path: str
+    label: str
+
+
 class Verdict(Wire):
     index: int
     sample_id: str
@@ -120,6 +141,48 @@ class ModelVersion(Wire):
     version: int
     card: dict[str, Any] = {}
     aliases: dict[str, int] = {}
+
+
+class Alias(Wire):
+    """A movable name of a model version."""
+
+    name: str
+    alias: str
+    version: int
+    model: str
+
+
+class Webhook(Wire):
+    """Who is told, of what; `events` empty: all."""
+
+    id: str
+    url: str
+    events: list[str] = []
+    description: str = ""
+    created_at: str | None = None
+    failing_since: str | None = None
+    disabled_at: str | None = None
+    disabled_reason: str | None = None
+
+
+class IssuedWebhook(Webhook):
+    """A webhook with its `secret`: this once."""
+
+    secret: str
+
+
+class Delivery(Wire):
+    """A message, and what became of it; `payload` is the body as it is signed."""
+
+    id: str
+    webhook_id: str
+    event: str
+    state: str
+    attempts: int
+    created_at: str
+    next_at: str | None = None
+    log: list[dict[str, Any]] = []
+    payload: str = ""
 
 
 class Key(Wire):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -12,16 +12,16 @@ from typing import Any, BinaryIO, Literal, Self
 
 import httpx
 
+from service.client import following
 from service.client.access import Audit, Keys
 from service.client.answers import WireT, json_object, parse, problem_of, validated
-from service.client.errors import CannotReach, ClientError, NotWinnow, ProblemError, WaitTimedOut
+from service.client.errors import CannotReach
 from service.client.pieces import CHUNK_BYTES, bytes_left, pieces
-from service.client.records import DatasetVersion, Job, ModelVersion, Predictions, Verdict
+from service.client.records import Alias, DatasetVersion, Job, JobEvent, ModelVersion, Predictions, Sample, Verdict
+from service.client.webhooks import Webhooks
 
 FILES_PER_REQUEST = 64
-POLL_S = 0.5
 IDLE_CONNECTION_S = 3.0  # under the server's own 5 s, so that no request meets a connection that is being closed
-OUTAGE_TOLERATED_S = 30.0  # a gateway that is being restarted is back long before
 
 Source = str | PathLike[str] | BinaryIO
 
@@ -33,6 +33,7 @@ class WinnowClient:
         self.url = url.rstrip("/")
         self.keys = Keys(self)
         self.audit = Audit(self)
+        self.webhooks = Webhooks(self)
         try:
             self._http = httpx.Client(
                 base_url=self.url,
@@ -117,6 +118,14 @@ class WinnowClient:
             partial.unlink(missing_ok=True)
         return target
 
+    def samples(self, reference: str) -> Iterator[Sample]:
+        """The manifest of a version, image by image."""
+        return self._pages(f"/v1/datasets/{reference}/samples", {}, Sample)
+
+    def sample_image(self, reference: str, index: int) -> bytes:
+        """One image as PNG, as training sees it."""
+        return self._send("GET", f"/v1/datasets/{reference}/samples/{index}/image").content
+
     # Jobs
 
     def submit(
@@ -148,9 +157,20 @@ class WinnowClient:
     def job(self, job_id: str) -> Job:
         return parse(self._send("GET", f"/v1/jobs/{job_id}"), Job)
 
-    def jobs(self, *, state: str | None = None, type: str | None = None) -> Iterator[Job]:
-        """All jobs of that state and type, newest first as the service orders them."""
-        return self._pages("/v1/jobs", {"state": state, "type": type}, Job)
+    def jobs(
+        self,
+        *,
+        state: str | None = None,
+        type: str | None = None,
+        dataset: str | None = None,
+        model: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> Iterator[Job]:
+        """All jobs of that kind, newest first. Times carry their zone."""
+        query = {"state": state, "type": type, "dataset": dataset, "model": model}
+        between = {"created_after": created_after, "created_before": created_before}
+        return self._pages("/v1/jobs", {**query, **{name: at and at.isoformat() for name, at in between.items()}}, Job)
 
     def wait(
         self, job_id: str, *, on_progress: Callable[[Job], None] | None = None, timeout_s: float | None = None
@@ -159,26 +179,11 @@ class WinnowClient:
 
         Rides out a gateway that is away for up to half a minute. Raises WaitTimedOut after `timeout_s`.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        last_heard = time.monotonic()
-        while True:
-            pause_s = POLL_S
-            try:
-                answer = self._send("GET", f"/v1/jobs/{job_id}")
-            except ClientError as error:
-                if not _is_outage(error) or time.monotonic() - last_heard > OUTAGE_TOLERATED_S:
-                    raise
-            else:
-                last_heard = time.monotonic()
-                job = parse(answer, Job)
-                if on_progress is not None:
-                    on_progress(job)
-                if job.finished:
-                    return job
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise WaitTimedOut(job)
-                pause_s = _retry_after_s(answer)
-            time.sleep(pause_s if deadline is None else max(0.0, min(pause_s, deadline - time.monotonic())))
+        return following.wait(self, job_id, on_progress=on_progress, timeout_s=timeout_s)
+
+    def events(self, job_id: str, *, after: int = 0) -> Iterator[JobEvent]:
+        """What happened to the job after the event numbered `after`, then what happens, until it has finished."""
+        return following.events(self, job_id, after=after)
 
     def cancel(self, job_id: str) -> Job:
         return parse(self._send("POST", f"/v1/jobs/{job_id}/cancel"), Job)
@@ -192,6 +197,22 @@ class WinnowClient:
         """Every verdict of a sanitise job, page by page as they are asked for."""
         query = {"verdict": verdict, "overridden": overridden, "sort": sort}
         return self._pages(f"/v1/jobs/{job_id}/verdicts", query, Verdict)
+
+    def verdict(self, job_id: str, index: int) -> Verdict:
+        """One verdict; its `history` has every decision about it."""
+        return parse(self._send("GET", f"/v1/jobs/{job_id}/verdicts/{index}"), Verdict)
+
+    def verdict_table(self, job_id: str, format: Literal["csv", "parquet"] = "csv") -> bytes:
+        """All verdicts as one file."""
+        accept = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet"}[format]
+        return self._send("GET", f"/v1/jobs/{job_id}/verdicts", headers={"Accept": accept}).content
+
+    def decide_one(self, job_id: str, index: int, verdict: str | None, *, note: str | None = None) -> Verdict:
+        """Keep or quarantine one image; None takes the decision back. Gives its verdict as it is now."""
+        path = f"/v1/jobs/{job_id}/verdicts/{index}"
+        if verdict is None:
+            return parse(self._send("DELETE", path), Verdict)
+        return parse(self._send("PUT", path, json={"verdict": verdict, "note": note}), Verdict)
 
     def decide(
         self, job_id: str, verdict: str | None, where: Mapping[str, Any] | Sequence[int], *, note: str | None = None
@@ -223,6 +244,10 @@ class WinnowClient:
     def model(self, reference: str) -> ModelVersion:
         """One version: name@n, name:alias, or name."""
         return parse(self._send("GET", f"/v1/models/{reference}"), ModelVersion)
+
+    def set_alias(self, name: str, alias: str, version: int) -> Alias:
+        """Point an alias, such as `champion`, at a version."""
+        return parse(self._send("PUT", f"/v1/models/{name}/aliases/{alias}", json={"version": version}), Alias)
 
     def predict(
         self, model: str, images: Sequence[str | PathLike[str]] | bytes, *, alpha: float | None = None
@@ -271,9 +296,12 @@ class WinnowClient:
         raise problem_of(answer)
 
     @contextmanager
-    def _streamed(self, path: str, query: Mapping[str, Any]) -> Iterator[httpx.Response]:
+    def _streamed(
+        self, path: str, query: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> Iterator[httpx.Response]:
         """An answer whose body the caller reads."""
-        with self._reached("GET", path), self._http.stream("GET", path, params=dict(query)) as answer:
+        stream = self._http.stream("GET", path, params=dict(query), headers=dict(headers or {}))
+        with self._reached("GET", path), stream as answer:
             if not answer.is_success:
                 answer.read()
                 raise problem_of(answer)
@@ -290,17 +318,3 @@ class WinnowClient:
                 f"Cannot reach Winnow at {self.url}: {error}. Is it running? Start it with 'winnow up', or give "
                 "the address of another with --url."
             ) from error
-
-
-def _retry_after_s(answer: httpx.Response) -> float:
-    try:
-        return max(float(answer.headers["Retry-After"]), 0.05)
-    except (KeyError, ValueError):
-        return POLL_S
-
-
-def _is_outage(error: ClientError) -> bool:
-    """Whether the service may be back in a moment."""
-    if isinstance(error, ProblemError | NotWinnow):
-        return error.status in (502, 503, 504)
-    return isinstance(error, CannotReach)

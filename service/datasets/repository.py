@@ -15,6 +15,7 @@ from service.storage import Storage
 from service.tables import DatasetVersion
 from service.tenancy import tenant_of
 from service.turns import take_turns
+from service.webhooks import outbox as webhooks
 
 
 def find(session: Session, reference: str | DatasetRef) -> DatasetVersion:
@@ -60,6 +61,8 @@ def publish(
     )
     session.add(row)
     session.flush()
+    told = {"dataset": reference_of(row), "num_samples": row.num_samples, "classes": classes, "parent": parent}
+    webhooks.publish(session, row.tenant, webhooks.EventType.DATASET_CREATED, {**told, "job": job_id})
     return row
 
 

@@ -11,10 +11,11 @@ from sqlalchemy.orm import Session
 
 from service.db import Database, now
 from service.errors import LeaseLost, NotFound
-from service.jobs.state import OWNED, JobState, check_transition
+from service.jobs.state import FINISHED, OWNED, JobState, check_transition
 from service.quotas import may_start
 from service.settings import Settings
 from service.tables import DEFAULT, Job, JobEvent
+from service.webhooks.outbox import publish_job
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def move(session: Session, job: Job, state: JobState, message: str, **changes: A
         return False
     session.refresh(job)
     record(session, job, message)
+    if state in FINISHED:
+        publish_job(session, job)
     return True
 
 

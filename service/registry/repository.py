@@ -15,6 +15,7 @@ from service.registry.errors import AliasNotFound, ModelNotFound
 from service.tables import ModelAlias, ModelVersion
 from service.tenancy import tenant_of
 from service.turns import take_turns
+from service.webhooks import outbox as webhooks
 
 CHAMPION = "champion"
 
@@ -65,6 +66,8 @@ def register(
     )
     session.add(row)
     session.flush()
+    told = {"model": reference_of(row), "metrics": row.card.get("metrics"), "job": job_id}
+    webhooks.publish(session, row.tenant, webhooks.EventType.MODEL_REGISTERED, told)
     return row
 
 

@@ -30,6 +30,8 @@ from service.db import Database, now
 from service.jobs.create import add_job
 from service.scopes import Scope
 from service.settings import Settings
+from service.webhooks import repository as webhooks
+from service.webhooks.outbox import TEST, add_delivery
 from tests.service.conftest import MakeDataset
 from tests.service.live import serving
 
@@ -72,8 +74,11 @@ def places(database: Database, make_dataset: MakeDataset) -> dict[str, str]:
     with database.transaction() as session:
         job = add_job(session, "ingest", inputs={}, params={}, max_attempts=3)
         key = auth.create(session, "target", [Scope.UPLOAD], expires_at=None, actor=STACK).key
+        webhook = webhooks.create(session, "https://hooks.example/", [], "")
+        delivery = add_delivery(session, webhook, TEST, {})
     rest = {"name": "signs", "index": "0", "alias": "champion", "tenant": "default"}
-    return {**rest, "reference": make_dataset("signs", {"a": 2, "b": 2}), "job_id": job.id, "key_id": key.id}
+    ids = {"job_id": job.id, "key_id": key.id, "webhook_id": webhook.id, "delivery_id": delivery.id}
+    return {**rest, **ids, "reference": make_dataset("signs", {"a": 2, "b": 2})}
 
 
 def filled(path: str, places: dict[str, str]) -> str:
