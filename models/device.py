@@ -10,8 +10,8 @@ from torch import nn
 
 
 def pick_device() -> torch.device:
-    """The first CUDA device if torch sees one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The current CUDA device if torch sees one (the first, but for a rank that was given another), else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -106,7 +106,15 @@ class DistillSpec(Spec):
 
 _MNIST = {"kind": "plain", "width": 32, "hidden": 200, "dropout": 0.5, "augment": False}
 _CIFAR10 = {"kind": "plain", "width": 64, "hidden": 256, "dropout": 0.5, "augment": False}
-_PAPERNOT_FIT = {"epochs": 50, "batch_size": 128, "optimizer": "sgd", "weight_decay": 0.0, "validation_share": 0.0}
+_PAPERNOT_FIT = {
+    "epochs": 50,
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "schedule": "decay",
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "validation_share": 0.0,
+}
 
 DISTILL_PRESETS: dict[str, dict[str, Any]] = {
     "default": {},

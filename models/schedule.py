@@ -1,4 +1,4 @@
-"""The one-cycle schedule as a pure function of the step: nothing of it needs to be kept in a checkpoint."""
+"""Learning rates as pure functions of the step: nothing of a schedule needs to be kept in a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from models.spec_fields import FitSpec
+
 WARM_UP_SHARE = 0.3
 START_DIVISOR, END_DIVISOR = 25.0, 25.0 * 1e4
 LOW_MOMENTUM, HIGH_MOMENTUM = 0.85, 0.95
+
+DECAY_EPOCHS, RATE_DECAY, MOMENTUM_DECAY = 10, 0.95, 0.5
+"""Papernot et al. 2016, table II: what rate and momentum are multiplied by every ten epochs."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,19 @@ class Rates:
                 group["betas"] = (self.momentum, *group["betas"][1:])
             else:
                 group["momentum"] = self.momentum
+
+
+def rates(spec: FitSpec, step: int, steps_an_epoch: int) -> Rates:
+    """Of step 0 … epochs · steps_an_epoch - 1, by `spec.schedule`."""
+    total = spec.epochs * steps_an_epoch
+    if spec.schedule == "one_cycle":
+        return one_cycle(step, total, spec.peak_lr)
+    if spec.schedule == "cosine":
+        return Rates(_cosine(spec.peak_lr, 0.0, step / total), spec.momentum)
+    if spec.schedule == "decay":
+        tens = step // steps_an_epoch // DECAY_EPOCHS
+        return Rates(spec.peak_lr * RATE_DECAY**tens, spec.momentum * MOMENTUM_DECAY**tens)
+    return Rates(spec.peak_lr, spec.momentum)
 
 
 def one_cycle(step: int, total_steps: int, peak_lr: float) -> Rates:

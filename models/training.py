@@ -1,96 +1,39 @@
-"""The one fit loop: one-cycle schedule, progress, stopping, and checkpoints that resume bit for bit on a CPU.
+"""The one fit loop: schedule, progress, early stop, and checkpoints that resume bit for bit on a CPU.
 
-Randomness is a pure function of (seed, epoch), so a fit resumed at an epoch's end goes the way it would have gone.
+Randomness is a pure function of (seed, epoch) at an epoch's start; a checkpoint within an epoch carries the generators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import Progress, pack, unpack
+from models.batches import Augment as Augment
+from models.batches import Batch as Batch
+from models.batches import Batches as Batches
+from models.batches import ImageBatches as ImageBatches
+from models.batches import batch_count as batch_count
+from models.checkpoint import Progress, Within, pack, unpack
 from models.device import pick_device
-from models.images import Images, to_float
-from models.schedule import one_cycle
+from models.ranks import Ranks
+from models.schedule import rates
 from models.seeding import derive_seed, seeded
 from models.specs import FitSpec
-
-Batch = tuple[Tensor, ...]
-"""What the loss wants; the first axis of the first tensor counts the samples."""
+from models.watch import Checkpoints as Checkpoints
+from models.watch import Forgetful as Forgetful
+from models.watch import Paced as Paced
+from models.watch import Piece as Piece
+from models.watch import Silent as Silent
+from models.watch import Stopped as Stopped
+from models.watch import Watch as Watch
 
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 """Mean loss of a batch, a scalar. What it draws (masks, noise) comes from the generator, on the model's device."""
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Float images (n, c, h, w) in [0, 1] to the same, drawing from the generator."""
-
-
-class Stopped(Exception):
-    """The caller asked the computation to stop; what it had computed is in its checkpoints."""
-
-
-class Watch(Protocol):
-    """What a long computation reports to, at least once a batch."""
-
-    def advance(self, done: int, total: int) -> None:
-        """`done` of `total` steps are made. Raises Stopped to end the computation here."""
-
-
-class Silent:
-    """A watch that asks for nothing."""
-
-    def advance(self, done: int, total: int) -> None:  # noqa: ARG002
-        return None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One of several equal pieces of a computation, told to the watch of the whole."""
-
-    whole: Watch
-    index: int
-    pieces: int
-
-    def advance(self, done: int, total: int) -> None:
-        self.whole.advance(self.index * total + done, self.pieces * total)
-
-
-class Checkpoints(Protocol):
-    """Where a fit keeps its state between attempts. The bytes are safetensors."""
-
-    def load(self, name: str) -> bytes | None: ...
-
-    def save(self, name: str, data: bytes) -> None: ...
-
-
-class Forgetful:
-    """Keeps nothing."""
-
-    def load(self, name: str) -> bytes | None:  # noqa: ARG002
-        return None
-
-    def save(self, name: str, data: bytes) -> None:  # noqa: ARG002
-        return None
-
-
-class Batches(Protocol):
-    """The mini-batches of a fit."""
-
-    @property
-    def steps(self) -> int:
-        """How many batches `train` yields."""
-
-    def train(self, epoch: int, rng: torch.Generator) -> Iterator[Batch]:
-        """The batches of an epoch, in an order drawn from `rng`, on `rng.device` or on the CPU."""
-
-    def validation(self) -> Iterator[Batch]:
-        """The batches of the held-out share; none where nothing is held out."""
 
 
 @dataclass(frozen=True)
@@ -105,56 +48,6 @@ class Diverged(ArithmeticError):
     """The training loss is no longer a finite number."""
 
 
-class ImageBatches:
-    """Batches (x, *targets): x float (b, c, h, w) made from uint8 a batch at a time, a target's rows beside it.
-
-    images: uint8 (n, h, w, c), n ≥ 1; targets: arrays (n, …). A share of the images, drawn from `seed`, is held out.
-    samples_an_epoch: a smaller set is repeated until an epoch has about as many.
-    Batches differ by at most one image in size, so that none is left with a single image for batch norm.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        *targets: npt.NDArray[np.generic],
-        spec: FitSpec,
-        seed: int,
-        augment: Augment | None = None,
-        samples_an_epoch: int = 1,
-    ) -> None:
-        if len(images) == 0 or any(len(target) != len(images) for target in targets):
-            raise ValueError(f"want images and as many targets, not {len(images)} and {[len(t) for t in targets]}")
-        order = np.random.default_rng(derive_seed(seed, "validation")).permutation(len(images))
-        held_out = min(round(spec.validation_share * len(images)), len(images) - 1)
-        self._images, self._targets, self._augment = images, targets, augment
-        self._validation, once = np.sort(order[:held_out]), np.sort(order[held_out:])
-        self._train = np.tile(once, max(1, round(samples_an_epoch / len(once))))
-        self._batch_size = spec.batch_size
-
-    @property
-    def steps(self) -> int:
-        return batch_count(len(self._train), self._batch_size)
-
-    def train(self, epoch: int, rng: torch.Generator) -> Iterator[Batch]:  # noqa: ARG002
-        order = torch.randperm(len(self._train), generator=rng, device=rng.device).cpu().numpy()
-        for part in np.array_split(self._train[order], self.steps):
-            x, *targets = self._batch(part, rng.device)
-            yield (x if self._augment is None else self._augment(x, rng), *targets)
-
-    def validation(self) -> Iterator[Batch]:
-        if len(self._validation):
-            for part in np.array_split(self._validation, batch_count(len(self._validation), self._batch_size)):
-                yield self._batch(part, pick_device())
-
-    def _batch(self, rows: npt.NDArray[np.int64], device: torch.device) -> Batch:
-        return to_float(self._images[rows], device), *(torch.from_numpy(t[rows]).to(device) for t in self._targets)
-
-
-def batch_count(samples: int, batch_size: int) -> int:
-    """How many near-equal batches of about `batch_size` hold `samples`; at least one."""
-    return max(1, round(samples / batch_size))
-
-
 def fit(
     model: nn.Module,
     batches: Batches,
@@ -166,78 +59,195 @@ def fit(
     checkpoints: Checkpoints,
     name: str,
 ) -> FitResult:
-    """Train `model` for `spec.epochs` epochs; it is left in eval mode on `pick_device()`.
+    """Train `model` for `spec.epochs` epochs or until patience ends; it is left in eval mode on `pick_device()`.
 
-    name: of the checkpoint, written after each epoch. A checkpoint of the same spec, seed, step count and parameter
-    shapes is gone on from; one of another fit is ignored.
+    name: of the checkpoint, written after each epoch, and where the checkpoints are paced, also within one at that
+    pace and when told to stop. A checkpoint of the same spec, seed, step count and parameter shapes is gone on from;
+    one of another fit is ignored. In a process group all ranks fit together (models.ranks), and keep whole epochs only.
     Raises Stopped as soon as the watch does, Diverged where the loss is not finite, CheckpointUnreadable.
-    Schedule: Smith & Topin 2018 (one-cycle), as in torch's OneCycleLR.
     """
     device = pick_device()
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(model, spec)
-    identity = f"{spec.model_dump_json()} {seed} {batches.steps}"
-    progress = unpack(checkpoints.load(name), identity, model, optimizer) or Progress(0, (), ())
-    watch.advance(progress.epoch * batches.steps, spec.epochs * batches.steps)
-    while progress.epoch < spec.epochs:
-        epoch = progress.epoch
-        with seeded(derive_seed(seed, name, "layers", epoch), device):
-            trained = _train_epoch(model, batches, loss, optimizer, spec, epoch, _rng(seed, name, epoch, device), watch)
-            held_out = _validate(model, batches, loss, _rng(seed, name, -1, device))
-        progress = Progress(epoch + 1, (*progress.train_loss, trained), (*progress.validation_loss, *held_out))
-        checkpoints.save(name, pack(progress, identity, model, optimizer))
+    run = _Fit(model, batches, loss, spec, seed, watch, checkpoints, name, device)
+    progress = run.resumed()
+    run.report(progress.epoch * batches.steps + (progress.within.step if progress.within else 0))
+    while progress.epoch < spec.epochs and not _out_of_patience(progress, spec):
+        progress = run.epoch(progress)
+        run.save(progress)
+    if progress.best:
+        model.load_state_dict(progress.best)
+    if progress.epoch < spec.epochs:
+        run.report(spec.epochs * batches.steps)
     model.eval()
     return FitResult(list(progress.train_loss), list(progress.validation_loss))
+
+
+def _out_of_patience(progress: Progress, spec: FitSpec) -> bool:
+    if spec.patience is None or not progress.validation_loss:
+        return False
+    return len(progress.validation_loss) - 1 - progress.best_epoch >= spec.patience
+
+
+class _Step(nn.Module):
+    """The loss of a batch as a module, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: nn.Module, loss: Loss, precision: AbstractContextManager[object]) -> None:
+        super().__init__()
+        self.model, self._loss, self._precision = model, loss, precision
+
+    def forward(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        with self._precision:
+            return self._loss(self.model, batch, rng)
+
+
+class _Fit:
+    """One fit under way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        loss: Loss,
+        spec: FitSpec,
+        seed: int,
+        watch: Watch,
+        checkpoints: Checkpoints,
+        name: str,
+        device: torch.device,
+    ) -> None:
+        self._model, self._batches, self._loss, self._spec = model, batches, loss, spec
+        self._seed, self._watch, self._checkpoints, self._name, self._device = seed, watch, checkpoints, name, device
+        self._optimizer = _optimizer(model, spec)
+        self._ranks = Ranks.current()
+        self._identity = f"{spec.model_dump_json()} {seed} {batches.steps} {self._ranks.size}"
+        self._total_steps = spec.epochs * batches.steps
+        self._saved_at = time.monotonic()
+
+    def resumed(self) -> Progress:
+        """Where the checkpoint left off, or the beginning. On several ranks, as rank 0 has it."""
+        data = self._ranks.from_first(self._checkpoints.load(self._name) if self._ranks.first else None)
+        progress = unpack(data, self._identity, self._model, self._optimizer) or Progress()
+        step = _Step(self._model, self._loss, _precision(self._spec, self._device))
+        self._step = self._ranks.parallel(step, self._device)
+        return progress
+
+    def report(self, done: int) -> None:
+        self._ranks.together(lambda: self._watch.advance(done, self._total_steps))
+
+    def save(self, progress: Progress) -> None:
+        if self._ranks.first:
+            data = pack(progress, self._identity, self._model, self._optimizer)
+            self._checkpoints.save(self._name, data)
+        self._saved_at = time.monotonic()
+
+    def epoch(self, progress: Progress) -> Progress:
+        """One epoch, or what is left of it, and its validation."""
+        epoch = progress.epoch
+        with seeded(derive_seed(self._seed, self._name, "layers", epoch), self._device):
+            trained = self._train(progress)
+            held_out = self._validate()
+        progress = progress.after_epoch(trained, held_out)
+        if self._spec.patience is not None and progress.best_epoch == epoch:
+            weights = {key: value.detach().cpu().clone() for key, value in self._model.state_dict().items()}
+            progress = replace(progress, best=weights)
+        return progress
+
+    def _train(self, progress: Progress) -> float:
+        """The mean training loss of the epoch."""
+        self._model.train()
+        rng, own_rng = self._generators(progress.epoch)
+        epoch = iter(self._batches.train(progress.epoch, rng))
+        total, samples, made = torch.zeros((), dtype=torch.float64), 0, 0
+        if progress.within is not None:
+            for made in range(1, progress.within.step + 1):  # noqa: B007
+                next(epoch)
+            _set_generators(progress.within.generators, rng)
+            total, samples = total + progress.within.total, progress.within.samples
+        for batch in epoch:
+            step = progress.epoch * self._batches.steps + made
+            batch = _moved(batch, self._device)
+            value = self._descend(batch, step, own_rng)
+            total, samples, made = total + value.double().cpu() * len(batch[0]), samples + len(batch[0]), made + 1
+            if not torch.isfinite(total):
+                raise self._diverged(value, progress.epoch)
+            here = Within(made, float(total), samples, {})
+            self._pause(lambda here=here: _at(progress, here, rng), step + 1)  # type: ignore[misc]
+        return float(total) / samples
+
+    def _descend(self, batch: Batch, step: int, rng: torch.Generator) -> Tensor:
+        """One step of the optimiser; the mean loss of the batch."""
+        rates(self._spec, step, self._batches.steps).set_on(self._optimizer)
+        own, weight = self._ranks.share(batch)
+        self._optimizer.zero_grad(set_to_none=True)
+        value: Tensor = self._step(own, rng)
+        (value if weight == 1.0 else value * weight).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return self._ranks.mean(value.detach() * weight)
+
+    def _diverged(self, value: Tensor, epoch: int) -> Diverged:
+        lower = f"lower peak_lr ({self._spec.peak_lr})"
+        return Diverged(f"training loss is {value.item()} in epoch {epoch + 1}; {lower}")
+
+    def _pause(self, state: Callable[[], Progress], done: int) -> None:
+        """Report a step; keep the state where it is time to, and where it is told to stop."""
+        paced = self._checkpoints if isinstance(self._checkpoints, Paced) and self._ranks.alone else None
+        try:
+            self.report(done)
+        except Stopped:
+            if paced is not None:
+                self.save(state())
+            raise
+        if paced is not None and time.monotonic() - self._saved_at >= paced.every_seconds:
+            self.save(state())
+
+    def _validate(self) -> tuple[float, ...]:
+        """The mean loss of the held-out share, or nothing."""
+        self._model.eval()
+        rng = _rng(self._seed, self._name, -1, self._device)
+        total, samples = 0.0, 0
+        with torch.no_grad():
+            for batch in self._batches.validation():
+                batch = _moved(batch, self._device)
+                total += float(self._loss(self._model, batch, rng)) * len(batch[0])
+                samples += len(batch[0])
+        return (total / samples,) if samples else ()
+
+    def _generators(self, epoch: int) -> tuple[torch.Generator, torch.Generator]:
+        """For the batches, the same on every rank, and for the loss, which alone shares the first."""
+        rng = _rng(self._seed, self._name, epoch, self._device)
+        if self._ranks.alone:
+            return rng, rng
+        return rng, _rng(derive_seed(self._seed, "rank", self._ranks.rank), self._name, epoch, self._device)
 
 
 def _optimizer(model: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=spec.peak_lr, momentum=0.9, weight_decay=spec.weight_decay)
+        return torch.optim.SGD(parameters, lr=spec.peak_lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=spec.peak_lr, weight_decay=spec.weight_decay)
+
+
+def _precision(spec: FitSpec, device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 pays where the device has units for it; its exponents are float32's, so no loss needs scaling."""
+    if spec.mixed_precision and device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16)
+    return nullcontext()
 
 
 def _rng(seed: int, name: str, epoch: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(derive_seed(seed, name, "batches", epoch))
 
 
-def _train_epoch(
-    model: nn.Module,
-    batches: Batches,
-    loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    spec: FitSpec,
-    epoch: int,
-    rng: torch.Generator,
-    watch: Watch,
-) -> float:
-    model.train()
-    steps, total_steps = batches.steps, spec.epochs * batches.steps
-    total, samples = torch.zeros((), dtype=torch.float64), 0
-    for step, batch in enumerate(batches.train(epoch, rng), start=epoch * steps):
-        one_cycle(step, total_steps, spec.peak_lr).set_on(optimizer)
-        batch = _moved(batch, rng.device)
-        optimizer.zero_grad(set_to_none=True)
-        value = loss(model, batch, rng)
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total, samples = total + value.detach().double().cpu() * len(batch[0]), samples + len(batch[0])
-        if not torch.isfinite(total):
-            raise Diverged(f"training loss is {value.item()} in epoch {epoch + 1}; lower peak_lr ({spec.peak_lr})")
-        watch.advance(step + 1, total_steps)
-    return float(total) / samples
+def _at(progress: Progress, place: Within, rng: torch.Generator) -> Progress:
+    """With the batches' generator as it is now, and torch's own, which layers draw from."""
+    generators = {"batches": rng.get_state(), "layers": torch.random.get_rng_state()}
+    return replace(progress, within=replace(place, generators=generators))
 
 
-def _validate(model: nn.Module, batches: Batches, loss: Loss, rng: torch.Generator) -> tuple[float, ...]:
-    """The mean loss of the held-out share, or nothing."""
-    model.eval()
-    total, samples = 0.0, 0
-    with torch.no_grad():
-        for batch in batches.validation():
-            batch = _moved(batch, rng.device)
-            total, samples = total + float(loss(model, batch, rng)) * len(batch[0]), samples + len(batch[0])
-    return (total / samples,) if samples else ()
+def _set_generators(states: dict[str, Tensor], rng: torch.Generator) -> None:
+    rng.set_state(states["batches"])
+    torch.random.set_rng_state(states["layers"])
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
