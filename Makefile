@@ -8,7 +8,7 @@ HOME_DIR ?= $(HOME)/.winnow
 TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-hostile lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-drift clean
+.PHONY: help setup demo up test test-hostile lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-endtoend bench-drift clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -66,6 +66,9 @@ bench-hlihor: $(VENV)/.ready-dev ## Hlihor's autoencoders against Carlini-Wagner
 
 bench-drift: $(VENV)/.ready-dev ## the drift alarm: how often it is raised by clean traffic, how soon by perturbed
 	$(BIN)/python -m benchmarks.drift $(ARGS)
+
+bench-endtoend: $(VENV)/.ready-dev ## backdoors, attacks on the served model, foreign images, end to end (DATA=FOLDER)
+	$(BIN)/python -m benchmarks.endtoend --data $(DATA) $(ARGS)
 
 clean: ## remove what the other commands made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -63,7 +63,7 @@ def report(name: str, rows: list[ClaimRow], seconds: float, *, quick: bool, extr
     document = {
         "name": name,
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine(),
         "seconds": round(seconds, 1),
         "rows": [asdict(each) for each in rows],
@@ -86,7 +86,7 @@ def print_table(rows: list[ClaimRow]) -> None:
         )
 
 
-def _commit() -> str:
+def commit() -> str:
     found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
     return found.stdout.strip()
 
