@@ -19,12 +19,15 @@ from torch.export import Dim
 
 from models.classifiers import Classifier
 from models.classifiers.residual import Residual
-from models.images import to_float
+from models.images import chunks, to_float
 
 ImageShape = tuple[int, int, int]
 """Height, width, channels."""
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+
+BATCH_SIZE = 64
 
 
 class ParityError(ArithmeticError):
@@ -68,7 +71,7 @@ class _Answering(nn.Module):
             scores = [score, reconstruction] if self.reform else [score]
             seen = reconstruction if self.reform else images_nhwc
         features = self.student.trunk(to_float(seen))
-        return *_summary(self.student.head(features, masks_kd)), features, *scores
+        return *_head(self.student, features, masks_kd), features, *scores
 
 
 class _Head(nn.Module):
@@ -79,7 +82,7 @@ class _Head(nn.Module):
         self.student = student
 
     def forward(self, features_nd: Tensor, masks_kd: Tensor) -> tuple[Tensor, ...]:
-        return _summary(self.student.head(features_nd, masks_kd))
+        return _head(self.student, features_nd, masks_kd)
 
 
 class _Strided(nn.Module):
@@ -119,22 +122,23 @@ def export_served(
 ) -> bytes:
     """What serving runs, in one graph: `images` uint8 (n, h, w, c), `masks` float32 (k, d), n and k free, T = 1.
 
-    Gives `mean_probabilities` (n, classes) and `class_entropy` (n, classes), the means over the passes of p and of
-    −p log p; `features` (n, d) before dropout; with a detector `scores` (n,). With `reform` the student sees the
-    detector's reconstruction, uint8 (n, h, w, c), which is an output too. All others are float32.
+    Gives `mean_probabilities` and `class_entropy` (n, classes), the means over the passes of p and of −p log p; each of
+    the student's own scores (n,) by its name; `features` (n, d) before dropout; with a detector `scores` (n,). With
+    `reform` the student sees the detector's reconstruction, uint8 (n, h, w, c), which is an output too. All others are
+    float32.
     Raises ValueError where reform is asked for without a detector.
     """
     if reform and detector is None:
         raise ValueError("only a detector's autoencoder can reform images")
     module = _Answering(student, None if detector is None else detector.as_module(), reform=reform)
-    outputs = ["mean_probabilities", "class_entropy", "features", *([] if detector is None else ["scores"])]
+    outputs = [*_head_outputs(student), "features", *([] if detector is None else ["scores"])]
     masks, free = torch.ones(2, student.feature_dim), ({0: Dim("n")}, {0: Dim("k")})
     names = [*outputs, "reconstruction"] if reform else outputs
     return _export(module, (_example(image_shape), masks), free, ["images", "masks"], names)
 
 
 def export_head(student: Classifier) -> bytes:
-    """`features` (n, d), `masks` (k, d) to `mean_probabilities`, `class_entropy` (n, classes), as served."""
+    """`features` (n, d), `masks` (k, d) to `mean_probabilities`, `class_entropy` and the student's scores."""
     features, masks = torch.ones(3, student.feature_dim), torch.ones(2, student.feature_dim)
     free = ({0: Dim("n")}, {0: Dim("k")})
     return _export(
@@ -149,13 +153,8 @@ def check_parity(onnx: bytes, inputs: Arrays, expected: Arrays, *, atol: float) 
     pixels, may differ by one where a value lies on the edge between two, and are not in the result.
     Raises ParityError over `atol`, where shapes differ, and where either side is not finite.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    names = list(expected)
     largest = 0.0
-    for name, got in zip(names, session.run(names, inputs), strict=True):
+    for name, got in zip(expected, _session(onnx).run(list(expected), inputs), strict=True):
         if got.shape != expected[name].shape:
             raise ParityError(f"{name}: ONNX gives shape {got.shape}, torch {expected[name].shape}")
         wanted = expected[name].astype(np.float64)
@@ -169,14 +168,33 @@ def check_parity(onnx: bytes, inputs: Arrays, expected: Arrays, *, atol: float) 
     return largest
 
 
-def _summary(logits_knc: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over the passes of p and of −p log p, both (n, c).
+def run_graph(onnx: bytes, inputs: Arrays, outputs: list[str]) -> Arrays:
+    """Outputs (n, …) for `images` (n, h, w, c), on the CPU and a batch at a time; the other inputs go with each."""
+    session, images = _session(onnx), inputs["images"]
+    parts = [session.run(outputs, {**inputs, "images": images[rows]}) for rows in chunks(len(images), BATCH_SIZE)]
+    return {name: np.concatenate(column) for name, column in zip(outputs, zip(*parts, strict=True), strict=True)}
+
+
+def _session(onnx: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+def _head(student: Classifier, features_nd: Tensor, masks_kd: Tensor) -> tuple[Tensor, ...]:
+    """Means over the passes of p and of −p log p, both (n, c), and the student's own scores, (n,) each.
 
     The classes are left to be summed up outside: where a row lies in memory decides how ONNX Runtime sums it.
     """
-    logs = logits_knc.log_softmax(dim=-1)
-    probabilities = logits_knc.softmax(dim=-1)
-    return probabilities.mean(dim=0), -(probabilities * logs).mean(dim=0)
+    logits = student.head(features_nd, masks_kd)
+    logs, probabilities = logits.log_softmax(dim=-1), logits.softmax(dim=-1)
+    scores = student.scores(features_nd).unbind(dim=1)
+    return probabilities.mean(dim=0), -(probabilities * logs).mean(dim=0), *scores
+
+
+def _head_outputs(student: Classifier) -> list[str]:
+    return ["mean_probabilities", "class_entropy", *student.score_names]
 
 
 def _as_served(module: nn.Module) -> nn.Module:

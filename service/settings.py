@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     max_upload_bytes: int = Field(20 * 1024 * MIB, gt=0, description="largest upload accepted")
+    upload_hours: float = Field(24.0, gt=0, description="a resumable upload left alone for this long is deleted")
     max_json_bytes: int = Field(32 * MIB, gt=0, description="largest JSON body, but for predictions")
     requests_per_second: int | None = Field(
         None, ge=1, description="requests a second of one key at one gateway; default: no limit"
@@ -103,6 +104,13 @@ class Settings(BaseSettings):
     drift_alarm_rate: float = Field(
         0.01, gt=0, lt=1, description="the chance that clean traffic ever raises a version's drift alarm"
     )
+
+    capture_share: float = Field(
+        0.0, ge=0, le=1, description="share of the images that models abstain on that is kept for review; 0: none"
+    )
+    capture_per_minute: int = Field(60, ge=1, description="images captured in a minute by one gateway, at most")
+    capture_bytes: int = Field(256 * MIB, gt=0, description="captured images of a tenant, at most; the oldest go first")
+    capture_days: float = Field(30.0, gt=0, description="for how long a captured image is kept, at most")
 
     @classmethod
     def from_env(cls) -> Self:

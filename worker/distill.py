@@ -11,7 +11,6 @@ from models.abstention import calibrate_abstention
 from models.calibration import check_alpha, wilson_interval
 from models.classifiers import Classifier
 from models.distillation import Distilled, distill
-from models.onnx_export import check_parity, export_detector, export_student
 from models.specs import DistillSpec
 from models.uncertainty import mc_probabilities
 from service.errors import UnusableDataset
@@ -20,13 +19,12 @@ from service.registry import repository as registry
 from service.registry.calibration import McDropout, ServingCalibration
 from worker import card
 from worker.artifacts import save_network
+from worker.bundling import graphs
 from worker.context import Context, Outcome
 from worker.material import Material, gather
 from worker.scoring import filter_scores
 
 PLAN = {"teacher": 50.0, "soft labels": 2.0, "student": 45.0, "calibrating": 3.0, "exporting": 5.0}
-PARITY_ATOL = 1e-4
-PARITY_IMAGES = 32
 
 
 def run(context: Context) -> Outcome:
@@ -103,19 +101,10 @@ def _refuse_worse_student(metrics: dict[str, Any], spec: DistillSpec) -> None:
 def _export(
     distilled: Distilled, material: Material, calibration: ServingCalibration, metrics: dict[str, Any]
 ) -> dict[str, bytes]:
-    student, sample, masks = distilled.student, material.held_images[:PARITY_IMAGES], calibration.mc.masks()
-    onnx = export_student(student, material.image_shape)
-    expected = {"probabilities": mc_probabilities(student, sample, masks)}
-    difference = check_parity(onnx, {"images": sample, "masks": masks}, expected, atol=PARITY_ATOL)
-    metrics["onnx_max_difference"] = difference
-    files = {
-        "student.onnx": onnx,
+    files, metrics["onnx_max_difference"] = graphs(distilled.student, material, calibration.mc.masks())
+    return {
+        **files,
         "calibration.json": calibration.to_bytes(),
-        "student.safetensors": save_network(student),
+        "student.safetensors": save_network(distilled.student),
         "teacher.safetensors": save_network(distilled.teacher),
     }
-    if material.detector is not None:
-        files["detector.onnx"] = export_detector(material.detector, material.image_shape)
-        wanted = {"scores": material.detector.score(sample)}
-        check_parity(files["detector.onnx"], {"images": sample}, wanted, atol=PARITY_ATOL)
-    return files

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from service.api.access import MayMoveAliases, MayPredict, MaySeeModels, actor_of
@@ -16,9 +17,10 @@ from service.api.routes import Route
 from service.api.schemas import Page, decode_cursor, encode_cursor
 from service.audit import Action, append
 from service.errors import InvalidInput
-from service.references import ModelRef, parse_model_ref
+from service.references import ModelRef, check_name, parse_model_ref
 from service.registry import repository as registry
 from service.registry.bundle import bundle_digest
+from service.serving.answers import Options
 from service.serving.engine import Engine, Shape
 from service.serving.inputs import InputLimits, Source, open_source
 from service.tables import ModelVersion
@@ -26,6 +28,7 @@ from service.tables import ModelVersion
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=Route)
 
 BODY_SECONDS = 60.0
+PARAMETERS = ("alpha", "reform", "mc_passes", "seed")
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 IMAGES = {"schema": {"type": "string", "format": "binary"}}
 BODIES = {
@@ -115,23 +118,33 @@ def get_model(request: Request, reference: str, _key: MaySeeModels) -> ModelOut:
 
 
 @router.put("/{name}/aliases/{alias}", response_model=AliasOut, summary="Point an alias at a version")
-def put_alias(request: Request, name: str, alias: str, body: AliasIn, key: MayMoveAliases) -> AliasOut:
+async def put_alias(request: Request, name: str, alias: str, body: AliasIn, key: MayMoveAliases) -> AliasOut:
     """Promote by pointing `champion` at a version; roll back by pointing it at an earlier one.
 
+    The version is loaded, warmed and tried on its parity sample first; where that fails, the alias stays where it is.
     What the version's traffic was like before is forgotten: the watch for drift begins anew.
     """
+    engine: Engine = request.app.state.engine
+    check_name(alias, what="model alias")
+    await engine.load(ModelRef(check_name(name, what="model"), body.version), tenant=key.tenant)
+    answer, moved = await run_in_threadpool(_move_alias, request, name, alias, body.version)
+    engine.changed(name, tenant=key.tenant)
+    if moved:
+        await run_in_threadpool(request.app.state.telemetry.flush)
+        request.app.state.drift.reset(key.tenant, answer.model)
+    return answer
+
+
+def _move_alias(request: Request, name: str, alias: str, version: int) -> tuple[AliasOut, bool]:
     with request.state.database.transaction() as session:
         before = registry.aliases(session, name).get(alias)
-        row = registry.set_alias(session, name, alias, version=body.version)
+        row = registry.set_alias(session, name, alias, version=version)
         model = str(ModelRef(name, row.version))
         if row.version != before:
             subject = f"model {name}:{alias}"
             append(session, actor_of(request), Action.ALIAS_MOVED, subject, was=before, now=row.version)
         answer = AliasOut(name=name, alias=alias, version=row.version, model=model, updated_at=row.updated_at)
-    if row.version != before:
-        request.app.state.telemetry.flush()
-        request.app.state.drift.reset(key.tenant, model)
-    return answer
+    return answer, row.version != before
 
 
 @router.post("/{reference}/predict", summary="Predict, or abstain and say why", openapi_extra={"requestBody": BODIES})
@@ -140,23 +153,28 @@ async def predict(
     reference: str,
     key: MayPredict,
     alpha: Annotated[float | None, Query(description="share of clean images that may be refused")] = None,
+    reform: Annotated[bool, Query(description="answer for each image as the filter reconstructs it")] = False,
+    mc_passes: Annotated[int | None, Query(description="dropout passes, 2 to 256; default: the model's own")] = None,
+    seed: Annotated[int | None, Query(ge=0, lt=2**63, description="what the dropout masks are made from")] = None,
 ) -> Response:
     """The body is sniffed: an image, an npz or a JSON object with `images`, or a multipart form of files in `images`.
 
-    `label` is null where the model abstains; `reason` then says whether the image looks perturbed or uncertain.
+    `label` is null where the model abstains; `reason` then says which test spoke against the image.
     """
-    if unknown := sorted(request.query_params.keys() - {"alpha"}):
-        raise InvalidInput(f"predict has no parameter {unknown[0]!r}; it has alpha.", code="unknown_parameter")
-    ref = parse_model_ref(reference)
+    if unknown := sorted(request.query_params.keys() - set(PARAMETERS)):
+        raise InvalidInput(
+            f"predict has no parameter {unknown[0]!r}; it has {', '.join(PARAMETERS)}.", code="unknown_parameter"
+        )
+    ref, options = parse_model_ref(reference), Options(alpha, reform, mc_passes, seed)
     engine: Engine = request.app.state.engine
     settings = request.app.state.settings
     content_type = request.headers.get("content-type", "")
     limits = InputLimits.of(settings)
-    with engine.admit():
+    with engine.admit(tenant=key.tenant):
         body = await read_body(request, max_bytes=settings.max_predict_bytes, within_seconds=BODY_SECONDS)
 
         def opened(shape: Shape) -> Source:
             return open_source(body, content_type, shape, limits)
 
-        answer = await engine.predict(ref, opened, alpha=alpha, tenant=key.tenant)
+        answer = await engine.predict(ref, opened, options, tenant=key.tenant)
         return Response(orjson.dumps(answer, option=JSON_OPTIONS), media_type="application/json")

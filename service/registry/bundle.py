@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,20 @@ from models.abstention import InvalidCalibration
 from service.errors import NotFound
 from service.registry.calibration import ServingCalibration
 from service.registry.errors import BundleCorrupt
+from service.registry.samples import HeldOut, InvalidSample, Parity
 from service.storage import Storage
 
-STUDENT = "student.onnx"
+SERVED = "served.onnx"  # detector and student in one graph
+REFORMED = "reformed.onnx"  # the same, the student seeing the reconstruction; with a detector only
+HEAD = "head.onnx"  # the dropout heads alone
+STUDENT = "student.onnx"  # the plain networks, for use elsewhere
 DETECTOR = "detector.onnx"
+PARITY = "parity.npz"
+HELD_OUT = "held_out.npz"
 CALIBRATION = "calibration.json"
 CARD = "card.json"
-NEEDED = frozenset({STUDENT, CALIBRATION, CARD})
-SERVED = NEEDED | {DETECTOR}  # what else a bundle holds is checked too, but not kept in memory
+NEEDED = frozenset({SERVED, HEAD, PARITY, HELD_OUT, CALIBRATION, CARD})
+KEPT = frozenset({SERVED, PARITY, CALIBRATION, CARD})  # all else is checked too, but read again when it is asked for
 BLOCK_BYTES = 1 << 20
 
 
@@ -28,13 +34,26 @@ BLOCK_BYTES = 1 << 20
 class Bundle:
     """What serving needs of a bundle, checked against its digests and against itself."""
 
-    student: bytes
-    detector: bytes | None  # absent where the set was not sanitised here
+    served: bytes
+    parity: Parity
     calibration: ServingCalibration
     card: dict[str, Any]
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]  # height, width, channels
     digest: str
+    read: Callable[[str], bytes]  # any other file of it, checked anew; raises BundleCorrupt
+
+    @property
+    def has_detector(self) -> bool:
+        return self.calibration.abstention.detector_scores is not None
+
+    def held_out(self) -> HeldOut:
+        """Raises BundleCorrupt."""
+        data = self.read(HELD_OUT)
+        try:
+            return HeldOut.from_bytes(data)
+        except InvalidSample as error:
+            raise _malformed(self.digest, HELD_OUT, str(error)) from error
 
 
 def prefix_of(name: str, job_id: str, attempt: int) -> str:
@@ -69,31 +88,32 @@ def load(storage: Storage, prefix: str, digests: Mapping[str, str]) -> Bundle:
     absent = NEEDED - digests.keys()
     if absent:
         raise BundleCorrupt(f"{prefix} was published without {', '.join(sorted(absent))}.", file=min(absent))
-    files = {name: _checked(storage, prefix, name, digest) for name, digest in digests.items()}
+    files = {name: _checked(storage, prefix, name, digest, keep=name in KEPT) for name, digest in digests.items()}
     calibration = _calibration(prefix, files[CALIBRATION])
     card = _card(prefix, files[CARD])
     bundle = Bundle(
-        student=files[STUDENT],
-        detector=files.get(DETECTOR),
+        served=files[SERVED],
+        parity=_parity(prefix, files[PARITY]),
         calibration=calibration,
         card=card,
         classes=_classes(prefix, card),
         image_shape=_image_shape(prefix, card),
         digest=bundle_digest(digests),
+        read=lambda name: _checked(storage, prefix, name, digests[name], keep=True),
     )
-    _check_agreement(prefix, bundle)
+    _check_agreement(prefix, bundle, has_reformer=REFORMED in digests)
     return bundle
 
 
-def _checked(storage: Storage, prefix: str, name: str, digest: str) -> bytes:
-    """The bytes of a file that serving uses, or b"" for one that it does not; either way hashed whole."""
+def _checked(storage: Storage, prefix: str, name: str, digest: str, *, keep: bool) -> bytes:
+    """The bytes of a file, or b"" where they are not to be kept; either way hashed whole."""
     sha256 = hashlib.sha256()
     kept: list[bytes] = []
     try:
         with storage.open(f"{prefix}/{name}") as file:
             while block := file.read(BLOCK_BYTES):
                 sha256.update(block)
-                if name in SERVED:
+                if keep:
                     kept.append(block)
     except NotFound as error:
         raise BundleCorrupt(
@@ -113,6 +133,13 @@ def _calibration(prefix: str, data: bytes) -> ServingCalibration:
         return ServingCalibration.from_bytes(data)
     except InvalidCalibration as error:
         raise _malformed(prefix, CALIBRATION, str(error)) from error
+
+
+def _parity(prefix: str, data: bytes) -> Parity:
+    try:
+        return Parity.from_bytes(data)
+    except InvalidSample as error:
+        raise _malformed(prefix, PARITY, str(error)) from error
 
 
 def _card(prefix: str, data: bytes) -> dict[str, Any]:
@@ -139,19 +166,20 @@ def _image_shape(prefix: str, card: dict[str, Any]) -> tuple[int, int, int]:
     raise _malformed(prefix, CARD, "image_shape must be [side, side, channels] with 1 or 3 channels")
 
 
-def _check_agreement(prefix: str, bundle: Bundle) -> None:
+def _check_agreement(prefix: str, bundle: Bundle, *, has_reformer: bool) -> None:
     """The parts must be of one model: a detector exactly where its scores were calibrated, a profile for each class."""
-    abstention = bundle.calibration.abstention
-    if abstention.profiles.shape[0] != len(bundle.classes):
+    profiles, classes = bundle.calibration.abstention.profiles.shape[0], len(bundle.classes)
+    if profiles != classes:
+        raise _malformed(prefix, CALIBRATION, f"it profiles {profiles} classes, the card names {classes}")
+    if bundle.has_detector != has_reformer:
+        raise _malformed(prefix, CALIBRATION, f"a detector's calibration scores and {REFORMED} come together")
+    sample = bundle.parity
+    if sample.images.shape[1:] != bundle.image_shape or sample.mean_probabilities.shape[1] != classes:
         raise _malformed(
-            prefix,
-            CALIBRATION,
-            f"it profiles {abstention.profiles.shape[0]} classes, the card names {len(bundle.classes)}",
+            prefix, PARITY, f"it is of {sample.images.shape[1:]}, {sample.mean_probabilities.shape[1]} classes"
         )
-    if (abstention.detector_scores is None) != (bundle.detector is None):
-        raise _malformed(
-            prefix, CALIBRATION, "detector.onnx and the detector's calibration scores come together or not at all"
-        )
+    if (sample.scores is not None) != bundle.has_detector:
+        raise _malformed(prefix, PARITY, "it has a detector's scores exactly where the calibration has them")
 
 
 def _malformed(prefix: str, name: str, why: str) -> BundleCorrupt:

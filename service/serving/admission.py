@@ -5,52 +5,85 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from service.serving.errors import QueueFull
+from service.errors import WinnowError
+from service.serving.errors import QueueFull, TenantQueueFull
 
 SMOOTHING = 0.1  # weight of the newest request in the running mean
 LONGEST_RETRY_SECONDS = 30
+REMEMBERED_SECONDS = 2.0
+"""How long a tenant that came counts as one that wants a share of the places."""
 
 
 class Gate:
-    """Lets `places` requests in at once; those over it are refused before anything of theirs is read."""
+    """Lets `places` requests in at once; those over it are refused before anything of theirs is read.
+
+    While several tenants come, none holds more than its share of the places; one alone may hold them all.
+    """
 
     def __init__(self, places: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._places = places
         self._clock = clock
         self._lock = threading.Lock()
-        self._inside = 0
+        self._inside: Counter[str] = Counter()
+        self._total = 0
+        self._came: dict[str, float] = {}
         self._mean_seconds: float | None = None
+        self.refusals: list[Callable[[str, WinnowError], None]] = []
 
     @property
     def inside(self) -> int:
-        return self._inside
+        return self._total
 
     @contextmanager
-    def enter(self) -> Iterator[None]:
-        """Hold a place for the block. Raises QueueFull, with the seconds in which all the places turn over."""
-        self._take()
+    def enter(self, tenant: str = "") -> Iterator[None]:
+        """Hold a place for the block. Raises QueueFull or TenantQueueFull, with the seconds to come back in."""
         began = self._clock()
+        with self._lock:
+            refused = self._take(tenant, began)
+        if refused is not None:
+            for tell in self.refusals:
+                tell(tenant, refused)
+            raise refused
         try:
             yield
         finally:
-            self._give_back(self._clock() - began)
+            self._give_back(tenant, self._clock() - began)
 
-    def _take(self) -> None:
-        with self._lock:
-            if self._inside < self._places:
-                self._inside += 1
-                return
-            seconds = self._mean_seconds or 0.0
-        raise QueueFull(
-            f"{self._places} prediction requests are already in house. Come back later, or send fewer at once.",
-            retry_after_seconds=min(max(math.ceil(seconds), 1), LONGEST_RETRY_SECONDS),
-        )
+    def _take(self, tenant: str, present: float) -> WinnowError | None:
+        self._came[tenant] = present
+        if self._total == self._places:
+            return QueueFull(
+                f"{self._places} prediction requests are already in house. Come back later, or send fewer at once.",
+                retry_after_seconds=self._retry_after(),
+            )
+        if 2 * self._total >= self._places and (share := self._share(present)) <= self._inside[tenant]:
+            return TenantQueueFull(
+                f"Of the {self._places} prediction requests that fit in house, {share} may be yours while others send "
+                "theirs. Wait for an answer before you send more.",
+                retry_after_seconds=self._retry_after(),
+            )
+        self._inside[tenant] += 1
+        self._total += 1
+        return None
 
-    def _give_back(self, seconds: float) -> None:
+    def _share(self, present: float) -> int:
+        since = present - REMEMBERED_SECONDS
+        if len(self._came) > 1:
+            self._came = {name: at for name, at in self._came.items() if at >= since or self._inside[name]}
+        return max(1, self._places // len(self._came))
+
+    def _retry_after(self) -> int:
+        return min(max(math.ceil(self._mean_seconds or 0.0), 1), LONGEST_RETRY_SECONDS)
+
+    def _give_back(self, tenant: str, seconds: float) -> None:
         with self._lock:
-            self._inside -= 1
+            self._total -= 1
+            self._inside[tenant] -= 1
+            if not self._inside[tenant]:
+                del self._inside[tenant]
             mean = self._mean_seconds
             self._mean_seconds = seconds if mean is None else (1 - SMOOTHING) * mean + SMOOTHING * seconds

@@ -13,9 +13,16 @@ from service.serving.batches import Images
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a request may choose. alpha: share of clean images that may be refused; None is the model's own."""
+    """What a request may choose; None is the model's own. Whatever is chosen, the calibration is made for it.
+
+    alpha: share of clean images that may be refused. reform: the student sees each image's reconstruction, as MagNet
+    does (Meng & Chen 2017). mc_passes, seed: how many dropout masks, and from what they are made.
+    """
 
     alpha: float | None = None
+    reform: bool = False
+    mc_passes: int | None = None
+    seed: int | None = None
 
 
 DEFAULTS = Options()

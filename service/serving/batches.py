@@ -15,14 +15,17 @@ Told = NDArray[np.float64]
 PIXELS_A_CALL = 32 * 64 * 64
 """Activations grow with the pixels of a call: 64 images of up to 45×45, 32 of 64×64, 8 of 128×128."""
 
+CPU_PIXELS_A_CALL = 8 * 32 * 32
+"""One core gains nothing from more: its caches no longer hold the activations, and others wait for longer."""
+
 COMPARED_AT_LEAST = 16
 """Images on which a small size is compared: one by one for size 1."""
 
 
-def largest_batch(asked: int, image_shape: tuple[int, int, int]) -> int:
-    """The largest power of two that is at most `asked` images and PIXELS_A_CALL pixels, at least 1."""
+def largest_batch(asked: int, image_shape: tuple[int, int, int], *, pixels: int = PIXELS_A_CALL) -> int:
+    """The largest power of two that is at most `asked` images and so many pixels, at least 1."""
     height, width, _ = image_shape
-    bound = max(min(asked, PIXELS_A_CALL // (height * width)), 1)
+    bound = max(min(asked, pixels // (height * width)), 1)
     return 1 << (bound.bit_length() - 1)
 
 

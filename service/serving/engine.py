@@ -1,4 +1,4 @@
-"""The serving engine: finds the version that a reference names, loads it on demand, and predicts off the event loop."""
+"""The serving engine: finds the version that a reference names, loads it on demand, and answers in batches."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ from service.registry.bundle import load
 from service.registry.repository import resolve
 from service.serving.admission import Gate
 from service.serving.answers import DEFAULTS, Answers, Observed, Options, Prediction
+from service.serving.batcher import Batcher
 from service.serving.batches import Images
-from service.serving.errors import BadImages, DeadlineExceeded, EngineClosed
+from service.serving.calling import Calling
+from service.serving.errors import BadImages, EngineClosed
 from service.serving.inputs import Source
 from service.serving.loaded import Key, Loaded
-from service.serving.predict import Predictor
+from service.serving.routes import Place, Routes
+from service.serving.served import Served
 from service.serving.sessions import Runtime, look, plan_providers
 from service.settings import Settings
 from service.storage import Storage
 from service.tables import DEFAULT
 from service.tenancy import TenantStorage
 
-WORKERS = 2  # one decodes while another computes; each ONNX call has threads of its own
+DECODERS = 2
+DRAIN_SECONDS = 10.0
+AHEAD = 4  # calls' worth of images that a large request has decoded at once
 ResultT = TypeVar("ResultT")
 Shape = tuple[int, int, int]
 
@@ -43,37 +48,67 @@ class Answer:
     predictions: list[Prediction]
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is in house at this moment."""
+
+    inside: int  # requests, from before their body is read until they are answered
+    queued_requests: int
+    queued_images: int
+    computing: int  # calls
+
+
 class Engine:
-    """One for a process. Takes requests from an event loop; loads and computes in threads of its own."""
+    """One for a process. Takes requests from an event loop; loads, decodes and computes in threads of its own."""
 
     def __init__(self, database: Database, storage: Storage, settings: Settings) -> None:
         """Raises CudaMissing where the settings demand CUDA and this machine has none."""
-        self._database = database
-        self._storage = storage
-        self._settings = settings
-        self._runtime = Runtime(
-            plan_providers(look(), require_cuda=settings.require_cuda), threads=settings.serving_threads
-        )
-        self._loaded: Loaded[Predictor] = Loaded(settings.loaded_models, self._load)
-        self._gate = Gate(WORKERS + settings.predict_queue)
-        self._computing = ThreadPoolExecutor(WORKERS, thread_name_prefix="predict")
+        self._database, self._storage, self._settings = database, storage, settings
+        plan = plan_providers(look(), require_cuda=settings.require_cuda, tensorrt_wanted=settings.tensorrt)
+        self._runtime = Runtime(plan)
+        self._loaded: Loaded[Served] = Loaded(settings.loaded_models, settings.loaded_bytes, self._load)
+        self._routes = Routes(self._look, self._loaded.peek, self._load_off_loop)
+        self._gate = Gate(settings.serving_threads + settings.predict_queue)
+        self._batcher = Batcher(settings.serving_threads, delay_s=settings.predict_delay_ms / 1000)
+        self._decoding = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="load-model")  # traffic goes on meanwhile
+        self._looking = ThreadPoolExecutor(1, thread_name_prefix="look-up-model")
         self._closed = False
         self.watchers: list[Callable[[Observed], None]] = []
-        self.refusals: list[Callable[[str, WinnowError], None]] = []
+
+    @property
+    def refusals(self) -> list[Callable[[str, WinnowError], None]]:
+        """Called with the tenant and the error for each request that the gate refuses."""
+        return self._gate.refusals
+
+    @property
+    def closing(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._closed
+
+    async def drain(self) -> None:
+        """Take nothing more; answer what is in house, for as long as that takes within DRAIN_SECONDS."""
+        self._closed = True
+        until = time.monotonic() + DRAIN_SECONDS
+        while self._gate.inside and time.monotonic() < until:
+            await asyncio.sleep(0.005)
 
     def close(self) -> None:
         """Finish what is being computed, drop what waits, let the models go."""
         self._closed = True
-        for pool in (self._loading, self._computing):
+        self._batcher.close()
+        for pool in (self._loading, self._looking, self._decoding):
             pool.shutdown(wait=True, cancel_futures=True)
         self._loaded.clear()
 
-    def admit(self, *, tenant: str = "") -> AbstractContextManager[None]:  # noqa: ARG002 - shares come with the batcher
-        """A place for one request, from before its body is read until its answer is made. Raises QueueFull."""
+    def admit(self, *, tenant: str = DEFAULT) -> AbstractContextManager[None]:
+        """A place for one request, from before its body is read until its answer is made.
+
+        Raises QueueFull, TenantQueueFull or EngineClosed.
+        """
         if self._closed:
             raise _closed()
-        return self._gate.enter()
+        return self._gate.enter(tenant)
 
     async def infer(
         self,
@@ -85,53 +120,107 @@ class Engine:
         deadline: float | None = None,
     ) -> Answers:
         """What one version says of images uint8 (n, h, w, c) of its shape. deadline: of time.monotonic()."""
-        found = await self.model(model, tenant=tenant)
-        if images.ndim != 4 or images.shape[1:] != found.image_shape or not len(images):
-            raise BadImages(
-                f"The images have shape {images.shape}; {found.reference} takes (n, "
-                f"{', '.join(map(str, found.image_shape))}), n at least 1.",
-                code="bad_image_shape",
-            )
-        if deadline is not None and time.monotonic() >= deadline:
-            raise DeadlineExceeded("The deadline passed before the images were looked at.")
-        alpha = found.alpha if options.alpha is None else options.alpha
-        found.check_alpha(alpha)
-        answers = await self._in(self._computing, lambda: found.predict(images, alpha=alpha))
-        for watch in self.watchers:
-            watch(Observed(tenant, images, options, answers))
-        return answers
+        place = tenant, model if isinstance(model, ModelRef) else parse_model_ref(model)
+        served = self._routes.peek(place) or await self._find(place)
+        return await self._ask(served, images, options, tenant, deadline)
 
-    async def model(self, reference: str | ModelRef, *, tenant: str = DEFAULT) -> Predictor:
+    async def model(self, reference: str | ModelRef, *, tenant: str = DEFAULT) -> Served:
         """The version that the reference means to this tenant, loaded if need be."""
-        key = await asyncio.to_thread(self._resolve, tenant, reference)
-        model = self._loaded.peek(key)
-        return await self._in(self._loading, lambda: self._loaded.get(key)) if model is None else model
+        place = tenant, reference if isinstance(reference, ModelRef) else parse_model_ref(reference)
+        return self._routes.peek(place) or await self._find(place)
+
+    async def load(self, reference: str | ModelRef, *, tenant: str = DEFAULT) -> Served:
+        """Have exactly the version that the reference means now in memory. Raises what makes it unusable."""
+        ref = reference if isinstance(reference, ModelRef) else parse_model_ref(reference)
+        return await self._load_off_loop(await self._look((tenant, ref)))
+
+    async def unload(self, name: str, *, tenant: str = DEFAULT) -> list[str]:
+        """Let all versions of a model go from memory; asked for again, they are loaded again."""
+        keys = [key for key, _ in self._loaded.items() if key[:2] == (tenant, name)]
+        return [str(ModelRef(key[1], key[2])) for key in keys if self._loaded.drop(key)]
+
+    def changed(self, name: str, *, tenant: str = DEFAULT) -> None:
+        """An alias of this model has moved: follow it with the next request."""
+        self._routes.changed(tenant, name)
+
+    def loaded(self, *, tenant: str | None = None) -> list[Served]:
+        """In memory and warm at this moment; of one tenant, or of all."""
+        return [served for key, served in self._loaded.items() if tenant in (None, key[0])]
+
+    def is_ready(self, reference: str | ModelRef, *, tenant: str = DEFAULT) -> bool:
+        """Whether a request would be answered at once, as far as is known without looking."""
+        ref = reference if isinstance(reference, ModelRef) else parse_model_ref(reference)
+        key = self._routes.key((tenant, ref)) or (tenant, ref.name, ref.version or 0)
+        return self._loaded.peek(key) is not None
+
+    def load_state(self) -> Load:
+        requests, images = self._batcher.waiting()
+        return Load(self._gate.inside, requests, images, self._batcher.computing)
 
     async def predict(
         self,
         reference: str | ModelRef,
         open_source: Callable[[Shape], Source],
+        options: Options = DEFAULTS,
         *,
-        alpha: float | None,
         tenant: str = DEFAULT,
+        deadline: float | None = None,
     ) -> Answer:
-        """Predict all images of a source that is opened for the model's image shape; alpha None is the model's own.
+        """Predict all images of a source that is opened for the model's image shape.
 
-        Works batch by batch, so that memory stays flat and no request keeps the others waiting for longer than one.
+        One version answers all of them. Works a few calls at a time, so that memory stays flat.
         """
-        model = await self.model(reference, tenant=tenant)
-        name = parse_model_ref(model.reference)
-        model.check_alpha(model.alpha if alpha is None else alpha)
-        source = await self.off_loop(lambda: open_source(model.image_shape))
-        batches = source.batches(model.batch)
+        served = await self.model(reference, tenant=tenant)
+        served.how(options)
+        source = await self.off_loop(lambda: open_source(served.image_shape))
+        batches = source.batches(AHEAD * served.batch)
         predictions: list[Prediction] = []
         while (images := await self.off_loop(lambda: next(batches, None))) is not None:
-            predictions += (await self.infer(name, images, Options(alpha), tenant=tenant)).predictions()
-        return Answer(model.reference, model.digest, model.alpha if alpha is None else alpha, predictions)
+            predictions += (await self._ask(served, images, options, tenant, deadline)).predictions()
+        alpha = served.alpha if options.alpha is None else options.alpha
+        return Answer(served.reference, served.bundle, alpha, predictions)
 
     async def off_loop(self, work: Callable[[], ResultT]) -> ResultT:
         """Run blocking work, such as decoding an image, in a thread of the engine's."""
-        return await self._in(self._computing, work)
+        return await self._in(self._decoding, work)
+
+    async def _ask(
+        self, served: Served, images: Images, options: Options, tenant: str, deadline: float | None
+    ) -> Answers:
+        if images.ndim != 4 or images.shape[1:] != served.image_shape or not len(images) or images.dtype != "u1":
+            raise BadImages(
+                f"The images are {images.dtype} of shape {images.shape}; {served.reference} takes uint8 "
+                f"({', '.join(map(str, ('n', *served.image_shape)))}), n at least 1.",
+                code="bad_image_shape",
+            )
+        calling = served.calling(served.how(options)) or await self._make_calling(served, options)
+        until = time.monotonic() + self._settings.predict_timeout_ms / 1000 if deadline is None else deadline
+        answers = await self._batcher.answer(served, calling, images, options, tenant=tenant, deadline=until)
+        for watch in self.watchers:
+            watch(Observed(tenant, images, options, answers))
+        return answers
+
+    async def _make_calling(self, served: Served, options: Options) -> Calling:
+        return await self._in(self._loading, lambda: served.make_calling(served.how(options)))
+
+    async def _find(self, place: Place) -> Served:
+        if self._closed:
+            raise _closed()
+        return await self._routes.find(place)
+
+    async def _look(self, place: Place) -> Key:
+        tenant, reference = place
+
+        def resolved() -> Key:
+            with self._database.of(tenant).session() as session:
+                row = resolve(session, reference)
+                return tenant, row.name, row.version
+
+        return await self._in(self._looking, resolved)
+
+    async def _load_off_loop(self, key: Key) -> Served:
+        served = self._loaded.peek(key)
+        return await self._in(self._loading, lambda: self._loaded.get(key)) if served is None else served
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], ResultT]) -> ResultT:
         try:
@@ -140,18 +229,12 @@ class Engine:
             raise _closed() from error
         return await future
 
-    def _resolve(self, tenant: str, reference: str | ModelRef) -> Key:
-        with self._database.of(tenant).session() as session:
-            row = resolve(session, reference)
-            return tenant, row.name, row.version
-
-    def _load(self, key: Key) -> Predictor:
+    def _load(self, key: Key) -> Served:
         tenant, name, version = key
         with self._database.of(tenant).session() as session:
             row = resolve(session, ModelRef(name, version))
         bundle = load(TenantStorage(self._storage, tenant), row.prefix, row.files)
-        batch = self._settings.predict_batch
-        return Predictor(bundle, self._runtime, name=row.name, version=row.version, batch=batch)
+        return Served(bundle, self._runtime, name=name, version=version, batch=self._settings.predict_batch)
 
 
 def _closed() -> EngineClosed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.errors import Corrupt, InvalidInput, TooLarge, Unavailable, UnsupportedMedia
+from service.errors import Corrupt, InvalidInput, TooLarge, TooManyRequests, Unavailable, UnsupportedMedia
 
 
 class AlphaNotPromised(InvalidInput):
@@ -15,6 +15,18 @@ class AlphaOutOfRange(InvalidInput):
     """α is a share: above 0 and below 1."""
 
     code = "alpha_out_of_range"
+
+
+class PassesOutOfRange(InvalidInput):
+    """Fewer dropout passes than can disagree, or more than are worth it."""
+
+    code = "mc_passes_out_of_range"
+
+
+class CannotReform(InvalidInput):
+    """The model has no autoencoder to reform images with."""
+
+    code = "cannot_reform"
 
 
 class BadImages(InvalidInput):
@@ -51,6 +63,12 @@ class QueueFull(Unavailable):
     """As many requests are waiting as the settings allow."""
 
     code = "queue_full"
+
+
+class TenantQueueFull(TooManyRequests):
+    """This tenant has its whole share of the places, and others want theirs."""
+
+    code = "tenant_queue_full"
 
 
 class DeadlineExceeded(Unavailable):

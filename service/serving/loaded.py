@@ -6,21 +6,34 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
 log = structlog.get_logger()
-ValueT = TypeVar("ValueT")
+
+
+class Sized(Protocol):
+    """What takes room in memory."""
+
+    @property
+    def bytes(self) -> int: ...
+
+
+ValueT = TypeVar("ValueT", bound=Sized)
 Key = tuple[str, str, int]
 """Tenant, name and version: a version never changes, so what was loaded for it never goes stale."""
 
 
 class Loaded(Generic[ValueT]):
-    """At most `capacity` values. Safe from several threads; a key is loaded once, however many ask for it at once."""
+    """Values of `budget_bytes` together, and at most `capacity`; the newest stays even where it alone is larger.
 
-    def __init__(self, capacity: int, load: Callable[[Key], ValueT]) -> None:
+    Safe from several threads; a key is loaded once, however many ask for it at once.
+    """
+
+    def __init__(self, capacity: int, budget_bytes: int, load: Callable[[Key], ValueT]) -> None:
         self._capacity = capacity
+        self._budget_bytes = budget_bytes
         self._load = load
         self._kept: OrderedDict[Key, ValueT] = OrderedDict()
         self._lock = threading.Lock()
@@ -43,6 +56,15 @@ class Loaded(Generic[ValueT]):
             value = self.peek(key)
             return self._add(key) if value is None else value
 
+    def items(self) -> list[tuple[Key, ValueT]]:
+        with self._lock:
+            return list(self._kept.items())
+
+    def drop(self, key: Key) -> bool:
+        """Whether it was there."""
+        with self._lock:
+            return self._kept.pop(key, None) is not None
+
     def clear(self) -> None:
         with self._lock:
             self._kept.clear()
@@ -52,11 +74,20 @@ class Loaded(Generic[ValueT]):
         value = self._load(key)
         with self._lock:
             self._kept[key] = value
-            # Whoever still uses one that is let go keeps it alive until the answer is out.
-            let_go = [self._kept.popitem(last=False)[0] for _ in range(len(self._kept) - self._capacity)]
+            let_go = self._let_go()
         seconds = round(time.monotonic() - began, 3)
         log.info("model loaded", model=_told(key), seconds=seconds, let_go=[_told(each) for each in let_go])
         return value
+
+    def _let_go(self) -> list[Key]:
+        """Whoever still uses one that is let go keeps it alive until the answer is out."""
+        let_go = []
+        while len(self._kept) > 1 and (len(self._kept) > self._capacity or self._bytes() > self._budget_bytes):
+            let_go.append(self._kept.popitem(last=False)[0])
+        return let_go
+
+    def _bytes(self) -> int:
+        return sum(value.bytes for value in self._kept.values())
 
 
 def _told(key: Key) -> str:

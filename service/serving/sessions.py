@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as native
@@ -17,6 +16,7 @@ from service.serving.errors import CudaMissing, ModelFault
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",  # the default tries every algorithm at every new shape
     "use_tf32": "0",  # ten bits of mantissa would move scores away from those that were calibrated
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def wants_cuda(self) -> bool:
-        return self.providers[0][0] == CUDA
+        return self.providers[0][0] != CPU
 
 
 def look() -> Facts:
@@ -60,8 +60,12 @@ def look() -> Facts:
     return Facts(tuple(ort.get_available_providers()), count_cuda_devices())
 
 
-def plan_providers(facts: Facts, *, require_cuda: bool) -> Plan:
-    """CUDA where wheel and driver both have it, else the CPU. Raises CudaMissing where CUDA is required and absent."""
+def plan_providers(facts: Facts, *, require_cuda: bool, tensorrt_wanted: bool = False) -> Plan:
+    """CUDA where wheel and driver both have it, else the CPU; before it TensorRT, where wanted and in the wheel.
+
+    What a session really came up on is another matter, see `Network.provider`. Raises CudaMissing where CUDA is
+    required and absent.
+    """
     usable = CUDA in facts.offered and facts.cuda_devices > 0
     if require_cuda and not usable:
         reason = "the driver shows no device" if CUDA in facts.offered else "this ONNX Runtime is built without it"
@@ -70,8 +74,10 @@ def plan_providers(facts: Facts, *, require_cuda: bool) -> Plan:
         )
     if not usable:
         return Plan(((CPU, {}),), strict=False)
-    cuda = (CUDA, dict(CUDA_OPTIONS))
-    return Plan((cuda,), strict=True) if require_cuda else Plan((cuda, (CPU, {})), strict=False)
+    cuda: list[tuple[str, dict[str, str]]] = [(CUDA, dict(CUDA_OPTIONS))]
+    if tensorrt_wanted and TENSORRT in facts.offered:
+        cuda.insert(0, (TENSORRT, {}))
+    return Plan(tuple(cuda), strict=True) if require_cuda else Plan((*cuda, (CPU, {})), strict=False)
 
 
 def count_cuda_devices() -> int:
@@ -96,45 +102,48 @@ class Network:
         self.inputs = frozenset(node.name for node in session.get_inputs())
         self.outputs = frozenset(node.name for node in session.get_outputs())
 
-    def run(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """One output of the graph. Raises ModelFault where the graph refuses the feeds."""
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """These outputs of the graph. Raises ModelFault where it refuses the feeds."""
         try:
-            answer: NDArray[np.float32] = self._session.run([output], dict(feeds))[0]
+            answers: list[NDArray[Any]] = self._session.run(outputs, feeds)
         except RUNTIME_ERRORS as error:
             raise ModelFault(f"{self._name} cannot be run ({first_line(error)}).") from error
-        return answer
+        return answers
 
 
 class Runtime:
-    """How this process opens networks: a provider plan and a number of threads."""
+    """How this process opens networks: by a provider plan, one thread a call."""
 
-    def __init__(self, plan: Plan, *, threads: int) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._threads = threads
         if plan.wants_cuda and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds the CUDA and cuDNN libraries of pip's own packages
 
-    def open(self, model: bytes, *, name: str, inputs: Sequence[str], output: str) -> Network:
-        """Raises ModelFault unless `model` has exactly these inputs and this output; CudaMissing where strict."""
+    @property
+    def on_cpu(self) -> bool:
+        return not self.plan.wants_cuda
+
+    def open(self, model: bytes, *, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> Network:
+        """Raises ModelFault unless `model` has exactly these inputs, and these outputs; CudaMissing where strict."""
         try:
             session = ort.InferenceSession(model, self.options(), providers=list(self.plan.providers))
         except RUNTIME_ERRORS as error:
             raise ModelFault(f"{name} is not a graph that this ONNX Runtime can open ({first_line(error)}).") from error
         network = Network(session, name)
-        if self.plan.strict and network.provider != CUDA:
+        if self.plan.strict and network.provider == CPU:
             raise CudaMissing(
                 f"{name} was given to CUDA and came up on {network.provider}: CUDA or cuDNN libraries are missing."
             )
-        if network.inputs != frozenset(inputs) or output not in network.outputs:
+        if network.inputs != frozenset(inputs) or not network.outputs.issuperset(outputs):
             raise ModelFault(
                 f"{name} has inputs {sorted(network.inputs)} and outputs {sorted(network.outputs)}; "
-                f"wanted {sorted(inputs)} and {output}."
+                f"wanted {sorted(inputs)} and {sorted(outputs)}."
             )
         return network
 
     def options(self) -> Any:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = 1  # calls run beside each other instead: no threads to wake, none that idle
         options.inter_op_num_threads = 1
         options.use_deterministic_compute = True
         options.log_severity_level = ERRORS_ONLY

@@ -10,16 +10,27 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
-from tiny_model import CLASSES, SHAPE, bundle_files, calibration, card, detector_onnx, publish_version, student_onnx
+from tiny_model import (
+    CLASSES,
+    SHAPE,
+    bundle_files,
+    calibration,
+    card,
+    publish_version,
+    reformed_onnx,
+    samples,
+    served_onnx,
+)
 
 from models.abstention import InvalidCalibration
 from service.db import Database
 from service.errors import InvalidReference, NotFound
 from service.jobs.create import add_job
 from service.registry import bundle, repository
-from service.registry.bundle import CALIBRATION, CARD, DETECTOR, STUDENT
+from service.registry.bundle import CALIBRATION, CARD, DETECTOR, HELD_OUT, PARITY, REFORMED, SERVED, STUDENT
 from service.registry.calibration import ServingCalibration
 from service.registry.errors import AliasNotFound, BundleCorrupt, ModelNotFound
+from service.registry.samples import HeldOut
 from service.storage import LocalStorage
 
 PREFIX = "models/signs/job-1"
@@ -47,7 +58,9 @@ def test_a_published_bundle_comes_back_as_it_was(storage: LocalStorage) -> None:
     digests = bundle.publish(storage, PREFIX, files)
     assert digests == digests_of(files)
     loaded = bundle.load(storage, PREFIX, digests)
-    assert (loaded.student, loaded.detector) == (student_onnx(), detector_onnx())
+    assert (loaded.served, loaded.read(REFORMED)) == (served_onnx(), reformed_onnx())
+    assert loaded.has_detector
+    np.testing.assert_array_equal(loaded.held_out().labels, HeldOut.from_bytes(samples()[HELD_OUT]).labels)
     assert (loaded.classes, loaded.image_shape, loaded.card) == (CLASSES, SHAPE, card())
     assert loaded.digest == bundle.bundle_digest(digests)
 
@@ -98,7 +111,10 @@ def without(document: bytes, field: str) -> bytes:
         (CALIBRATION, b"no json", "malformed"),
         (CALIBRATION, without(bundle_files()[CALIBRATION], "mc"), "mc"),
         (CALIBRATION, without(bundle_files()[CALIBRATION], "kl_scores"), "kl_scores"),
-        (CALIBRATION, calibration(detector=False).to_bytes(), "together or not at all"),
+        (CALIBRATION, calibration(detector=False).to_bytes(), "come together"),
+        (PARITY, b"no npz", "malformed"),
+        (PARITY, samples(detector=False)[PARITY], "exactly where"),
+        (PARITY, samples()[HELD_OUT], "unexpected keyword"),
         (CARD, b"[]", "not an object"),
         (CARD, orjson.dumps({**card(), "classes": [1, 2, 3]}), "list of names"),
         (CARD, orjson.dumps({**card(), "image_shape": [8, 9, 3]}), "image_shape"),
@@ -122,11 +138,11 @@ def test_calibration_and_card_must_be_of_one_model(storage: LocalStorage) -> Non
 
 def test_a_bundle_needs_what_serving_needs(storage: LocalStorage) -> None:
     files = bundle_files()
-    del files[STUDENT]
-    with pytest.raises(ValueError, match=r"student\.onnx"):
+    del files[SERVED]
+    with pytest.raises(ValueError, match=r"served\.onnx"):
         bundle.publish(storage, PREFIX, files)
     assert not storage.exists(f"{PREFIX}/{CARD}")
-    with pytest.raises(BundleCorrupt, match=r"student\.onnx"):
+    with pytest.raises(BundleCorrupt, match=r"served\.onnx"):
         bundle.load(storage, PREFIX, digests_of(files))
 
 

@@ -207,11 +207,11 @@ def test_a_full_queue_is_refused_with_a_time_to_come_back(client: httpx.Client, 
             inside.release()
             leave.wait(30)
 
-    with ThreadPoolExecutor(3) as pool:  # two at work and one waiting, as the settings say
-        for _ in range(3):
+    with ThreadPoolExecutor(2) as pool:  # one at work and one waiting, as the settings say
+        for _ in range(2):
             pool.submit(held)
         try:
-            assert all(inside.acquire(timeout=10) for _ in range(3))
+            assert all(inside.acquire(timeout=10) for _ in range(2))
             answer = client.post(PREDICT, content=body)
         finally:
             leave.set()

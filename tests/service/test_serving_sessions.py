@@ -24,7 +24,17 @@ from service.serving.errors import (
     CudaMissing,
     ModelFault,
 )
-from service.serving.sessions import CPU, CUDA, Facts, Network, Plan, Runtime, count_cuda_devices, plan_providers
+from service.serving.sessions import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    Facts,
+    Network,
+    Plan,
+    Runtime,
+    count_cuda_devices,
+    plan_providers,
+)
 
 CPU_PLAN = Plan(((CPU, {}),), strict=False)
 
@@ -53,6 +63,14 @@ def test_cuda_is_asked_for_only_where_wheel_and_driver_have_it(
         assert (options["cudnn_conv_algo_search"], options["use_tf32"]) == ("HEURISTIC", "0")
 
 
+def test_tensorrt_is_asked_for_where_it_is_wanted_and_there() -> None:
+    facts = Facts((TENSORRT, *BOTH), 1)
+    wanted = plan_providers(facts, require_cuda=False, tensorrt_wanted=True)
+    assert [name for name, _ in wanted.providers] == [TENSORRT, CUDA, CPU]
+    assert [name for name, _ in plan_providers(facts, require_cuda=False).providers] == [CUDA, CPU]
+    assert plan_providers(Facts(BOTH, 1), require_cuda=True, tensorrt_wanted=True).providers[0][0] == CUDA
+
+
 @pytest.mark.parametrize(("offered", "devices"), [(BOTH, 0), ((CPU,), 1)])
 def test_required_cuda_that_is_missing_is_refused(offered: tuple[str, ...], devices: int) -> None:
     with pytest.raises(CudaMissing, match="WINNOW_REQUIRE_CUDA"):
@@ -62,15 +80,15 @@ def test_required_cuda_that_is_missing_is_refused(offered: tuple[str, ...], devi
 def test_a_strict_session_does_not_fall_back_to_the_cpu() -> None:
     """A CPU-only plan marked strict stands in for CUDA that could not come up."""
     with pytest.raises((CudaMissing, ModelFault), match="CPU"):
-        Runtime(Plan(((CPU, {}),), strict=True), threads=1).open(
-            detector_onnx(), name=DETECTOR, inputs=["images"], output="scores"
+        Runtime(Plan(((CPU, {}),), strict=True)).open(
+            detector_onnx(), name=DETECTOR, inputs=["images"], outputs=["scores"]
         )
 
 
 def test_idle_threads_do_not_spin() -> None:
-    options = Runtime(CPU_PLAN, threads=2).options()
+    options = Runtime(CPU_PLAN).options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
 
 
 @pytest.mark.skipif(count_cuda_devices() > 0, reason="this machine has CUDA")
@@ -79,9 +97,9 @@ def test_a_machine_without_cuda_serves_in_silence(tmp_path: Path) -> None:
     model.write_bytes(student_onnx())
     program = (
         "import sys, pathlib; from service.serving.sessions import *;"
-        "runtime = Runtime(plan_providers(look(), require_cuda=False), threads=2);"
+        "runtime = Runtime(plan_providers(look(), require_cuda=False));"
         "network = runtime.open(pathlib.Path(sys.argv[1]).read_bytes(), name='student.onnx',"
-        " inputs=['images', 'masks'], output='probabilities');"
+        " inputs=['images', 'masks'], outputs=['probabilities']);"
         "print(network.provider); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program, model], capture_output=True, text=True, check=True)
@@ -93,14 +111,14 @@ def test_a_machine_without_cuda_serves_in_silence(tmp_path: Path) -> None:
 )
 def test_what_is_no_student_is_not_opened(model: bytes, said: str) -> None:
     with pytest.raises(ModelFault, match=said):
-        Runtime(CPU_PLAN, threads=1).open(model, name=STUDENT, inputs=["images", "masks"], output="probabilities")
+        Runtime(CPU_PLAN).open(model, name=STUDENT, inputs=["images", "masks"], outputs=["probabilities"])
 
 
 def test_a_feed_that_does_not_fit_is_a_fault_of_the_model() -> None:
-    network = Runtime(CPU_PLAN, threads=1).open(detector_onnx(), name=DETECTOR, inputs=["images"], output="scores")
+    network = Runtime(CPU_PLAN).open(detector_onnx(), name=DETECTOR, inputs=["images"], outputs=["scores"])
     assert isinstance(network, Network)
     with pytest.raises(ModelFault, match=r"detector\.onnx cannot be run"):
-        network.run("scores", {"images": np.zeros((1, 9, 8, 3), np.uint8)})
+        network.run(["scores"], {"images": np.zeros((1, 9, 8, 3), np.uint8)})
 
 
 # Batches

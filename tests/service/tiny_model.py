@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,22 @@ from PIL import Image
 from models.abstention import calibrate_abstention
 from service.db import Database
 from service.jobs.create import add_job
-from service.registry.bundle import CALIBRATION, CARD, DETECTOR, STUDENT, prefix_of, publish
+from service.registry.bundle import (
+    CALIBRATION,
+    CARD,
+    DETECTOR,
+    HEAD,
+    HELD_OUT,
+    PARITY,
+    REFORMED,
+    SERVED,
+    STUDENT,
+    prefix_of,
+    publish,
+)
 from service.registry.calibration import McDropout, ServingCalibration
 from service.registry.repository import reference_of, register
+from service.registry.samples import HeldOut, Parity
 from service.storage import Storage
 
 Images = NDArray[np.uint8]
@@ -72,65 +86,111 @@ def png_of(image: Images) -> bytes:
     return buffer.getvalue()
 
 
+TRUNK = (
+    ("Cast", ["images"], "pixels", {"to": TensorProto.FLOAT}),
+    ("Reshape", ["pixels", "flat"], "rows", {}),
+    ("MatMul", ["rows", "to_features"], "features", {}),
+)
+HEADS = (
+    ("Unsqueeze", ["features", "first"], "features_1nd", {}),
+    ("Unsqueeze", ["masks", "second"], "masks_k1d", {}),
+    ("Mul", ["features_1nd", "masks_k1d"], "kept", {}),
+    ("MatMul", ["kept", "to_logits"], "logits", {}),
+    ("Softmax", ["logits"], "probabilities", {"axis": -1}),
+)
+SUMMARY = (
+    ("LogSoftmax", ["logits"], "logs", {"axis": -1}),
+    ("Mul", ["probabilities", "logs"], "parts", {}),
+    ("ReduceMean", ["probabilities", "passes"], "mean_probabilities", {"keepdims": 0}),
+    ("ReduceMean", ["parts", "passes"], "mean_parts", {"keepdims": 0}),
+    ("Neg", ["mean_parts"], "class_entropy", {}),
+)
+SCORES = (
+    ("Cast", ["images"], "levels", {"to": TensorProto.FLOAT}),
+    ("Slice", ["levels", "one", "end", "width"], "right", {}),
+    ("Slice", ["levels", "zero", "last", "width"], "left", {}),
+    ("Sub", ["right", "left"], "step", {}),
+    ("Abs", ["step"], "size", {}),
+    ("ReduceMean", ["size", "of_image"], "scores", {"keepdims": 0}),
+)
+DIMMED = 150  # the reformer: no pixel brighter than that
+REFORM = (
+    ("Min", ["levels", "dimmed"], "dim", {}),
+    ("Cast", ["dim"], "reconstruction", {"to": TensorProto.UINT8}),
+)
+
+
 @functools.cache
 def student_onnx() -> bytes:
     """Logits are the colours' means, each seen `COPIES` times through the dropout mask."""
-    mean_of_colour = np.tile(np.eye(3, dtype=np.float32), COPIES) / (255 * SIDE * SIDE)  # (3, d)
-    pixels_to_features = np.tile(mean_of_colour, (SIDE * SIDE, 1))  # (h·w·c, d)
-    features_to_logits = SHARPNESS / COPIES * np.tile(np.eye(3, dtype=np.float32), (COPIES, 1))  # (d, 3)
-    nodes = [
-        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["pixels", "flat"], ["rows"]),
-        helper.make_node("MatMul", ["rows", "to_features"], ["features"]),
-        helper.make_node("Unsqueeze", ["features", "first"], ["features_1nd"]),
-        helper.make_node("Unsqueeze", ["masks", "second"], ["masks_k1d"]),
-        helper.make_node("Mul", ["features_1nd", "masks_k1d"], ["kept"]),
-        helper.make_node("MatMul", ["kept", "to_logits"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
-    ]
-    constants = {
-        "flat": np.array([-1, SIDE * SIDE * 3]),
-        "to_features": pixels_to_features.astype(np.float32),
-        "to_logits": features_to_logits.astype(np.float32),
-        "first": np.array([0]),
-        "second": np.array([1]),
-    }
-    masks = helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["k", MC.feature_dim])
-    outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["k", "n", 3])]
-    return _graph(nodes, [masks], outputs, constants)
+    return _graph((*TRUNK, *HEADS), ["images", "masks"], ["probabilities"])
 
 
 @functools.cache
 def detector_onnx() -> bytes:
-    """Scores are the mean absolute difference of neighbouring columns, in levels; the reconstruction is the image."""
-    nodes = [
-        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("Slice", ["pixels", "one", "end", "width"], ["right"]),
-        helper.make_node("Slice", ["pixels", "zero", "last", "width"], ["left"]),
-        helper.make_node("Sub", ["right", "left"], ["step"]),
-        helper.make_node("Abs", ["step"], ["size"]),
-        helper.make_node("ReduceMean", ["size", "of_image"], ["scores"], keepdims=0),
-        helper.make_node("Identity", ["images"], ["reconstruction"]),
-    ]
-    constants = {
+    """Scores are the mean absolute difference of neighbouring columns, in levels."""
+    return _graph((*SCORES, *REFORM), ["images"], ["scores", "reconstruction"])
+
+
+@functools.cache
+def served_onnx(*, detector: bool = True) -> bytes:
+    nodes = (*TRUNK, *HEADS, *SUMMARY, *(SCORES if detector else ()))
+    outputs = ["mean_probabilities", "class_entropy", "features", *(["scores"] if detector else [])]
+    return _graph(nodes, ["images", "masks"], outputs)
+
+
+@functools.cache
+def reformed_onnx() -> bytes:
+    (_, _, name, to_float), *rest = TRUNK
+    trunk = (("Cast", ["reconstruction"], name, to_float), *rest)
+    outputs = ["mean_probabilities", "class_entropy", "features", "scores", "reconstruction"]
+    return _graph((*SCORES, *REFORM, *trunk, *HEADS, *SUMMARY), ["images", "masks"], outputs)
+
+
+@functools.cache
+def head_onnx() -> bytes:
+    return _graph((*HEADS, *SUMMARY), ["features", "masks"], ["mean_probabilities", "class_entropy"])
+
+
+def _constants() -> dict[str, NDArray[Any]]:
+    mean_of_colour = np.tile(np.eye(3, dtype=np.float32), COPIES) / (255 * SIDE * SIDE)  # (3, d)
+    return {
+        "flat": np.array([-1, SIDE * SIDE * 3]),
+        "to_features": np.tile(mean_of_colour, (SIDE * SIDE, 1)).astype(np.float32),  # (h·w·c, d)
+        "to_logits": (SHARPNESS / COPIES * np.tile(np.eye(3), (COPIES, 1))).astype(np.float32),  # (d, 3)
+        "first": np.array([0]),
+        "second": np.array([1]),
+        "passes": np.array([0]),
         "zero": np.array([0]),
         "one": np.array([1]),
         "last": np.array([SIDE - 1]),
         "end": np.array([SIDE]),
         "width": np.array([2]),
         "of_image": np.array([1, 2, 3]),
+        "dimmed": np.array(DIMMED, np.float32),
     }
-    outputs = [
-        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n"]),
-        helper.make_tensor_value_info("reconstruction", TensorProto.UINT8, ["n", *SHAPE]),
-    ]
-    return _graph(nodes, [], outputs, constants)
 
 
-def _graph(nodes: list[Any], more_inputs: list[Any], outputs: list[Any], constants: dict[str, NDArray[Any]]) -> bytes:
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", *SHAPE])
-    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "tiny", [images, *more_inputs], outputs, initializers)
+def _graph(nodes: Sequence[tuple[str, list[str], str, dict[str, Any]]], inputs: list[str], outputs: list[str]) -> bytes:
+    values = {
+        "images": (TensorProto.UINT8, ["n", *SHAPE]),
+        "masks": (TensorProto.FLOAT, ["k", MC.feature_dim]),
+        "features": (TensorProto.FLOAT, ["n", MC.feature_dim]),
+        "probabilities": (TensorProto.FLOAT, ["k", "n", 3]),
+        "mean_probabilities": (TensorProto.FLOAT, ["n", 3]),
+        "class_entropy": (TensorProto.FLOAT, ["n", 3]),
+        "scores": (TensorProto.FLOAT, ["n"]),
+        "reconstruction": (TensorProto.UINT8, ["n", *SHAPE]),
+    }
+    used = {name for _, names, _, _ in nodes for name in names}
+    initializers = [numpy_helper.from_array(value, name) for name, value in _constants().items() if name in used]
+    graph = helper.make_graph(
+        [helper.make_node(op, names, [output], **attributes) for op, names, output, attributes in nodes],
+        "tiny",
+        [helper.make_tensor_value_info(name, *values[name]) for name in inputs],
+        [helper.make_tensor_value_info(name, *values[name]) for name in outputs],
+        initializers,
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)
     data: bytes = model.SerializeToString()
@@ -164,16 +224,42 @@ def card() -> dict[str, Any]:
     return {"classes": list(CLASSES), "image_shape": list(SHAPE), "metrics": {"accuracy": 1.0}}
 
 
+def summary_by_hand(images: Images) -> dict[str, NDArray[np.float32]]:
+    probabilities = probabilities_by_hand(images)
+    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-30)))
+    means = {"mean_probabilities": probabilities.mean(axis=0), "class_entropy": entropy.mean(axis=0)}
+    return {name: values.astype(np.float32) for name, values in means.items()}
+
+
+def features_by_hand(images: Images) -> NDArray[np.float32]:
+    return np.tile(images.astype(np.float64).mean(axis=(1, 2)) / 255, COPIES).astype(np.float32)
+
+
+@functools.cache
+def samples(*, detector: bool = True) -> dict[str, bytes]:
+    """The parity sample and the calibration images, as a distill job keeps them."""
+    images, labels = clean_images(CALIBRATION_IMAGES, seed=1)
+    scores = scores_by_hand(images).astype(np.float32) if detector else None
+    reformed = features_by_hand(np.minimum(images, DIMMED)) if detector else None
+    few = images[:4]
+    parity = Parity(images=few, scores=None if scores is None else scores[:4], **summary_by_hand(few))
+    held = HeldOut(features=features_by_hand(images), labels=labels, reformed=reformed, scores=scores)
+    return {PARITY: parity.to_bytes(), HELD_OUT: held.to_bytes()}
+
+
 def bundle_files(*, detector: bool = True) -> dict[str, bytes]:
     """All files of a bundle, the worker's own among them."""
     files = {
+        SERVED: served_onnx(detector=detector),
+        HEAD: head_onnx(),
+        **samples(detector=detector),
         STUDENT: student_onnx(),
         CALIBRATION: calibration(detector=detector).to_bytes(),
         CARD: orjson.dumps(card()),
         "student.safetensors": b"weights that serving never reads",
         "teacher.safetensors": b"other weights that serving never reads",
     }
-    return {**files, DETECTOR: detector_onnx()} if detector else files
+    return {**files, DETECTOR: detector_onnx(), REFORMED: reformed_onnx()} if detector else files
 
 
 def publish_version(database: Database, storage: Storage, name: str, files: dict[str, bytes] | None = None) -> str:

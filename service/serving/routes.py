@@ -1,0 +1,132 @@
+"""Which version answers to a tenant's reference: looked up now and then; the present one until the next is warm.
+
+All state belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import structlog
+from sqlalchemy.exc import OperationalError
+
+from service.errors import WinnowError
+from service.references import ModelRef
+from service.serving.loaded import Key
+
+FRESH_SECONDS = 0.5
+"""How old a look may be. An alias moved elsewhere is followed within this, plus the new version's warm-up."""
+
+REFUSED_SECONDS = 10.0
+"""A version that could not take over is tried again after this."""
+
+log = structlog.get_logger()
+Place = tuple[str, ModelRef]
+"""Whose reference."""
+ServedT = TypeVar("ServedT")
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """The version that answers to a reference at present, and when that was last compared with the database."""
+
+    key: Key
+    looked_at: float
+    swap: asyncio.Task[None] | None = None
+    refused: Key | None = None
+    refused_at: float = 0.0
+
+
+class Routes(Generic[ServedT]):
+    """look: the version that a reference means now. peek: a version in memory. load: one that is to be."""
+
+    def __init__(
+        self,
+        look: Callable[[Place], Awaitable[Key]],
+        peek: Callable[[Key], ServedT | None],
+        load: Callable[[Key], Awaitable[ServedT]],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._look, self._peek, self._load, self._clock = look, peek, load, clock
+        self._routes: dict[Place, Route] = {}
+        self._looks: dict[Place, asyncio.Task[Key]] = {}
+
+    def peek(self, place: Place) -> ServedT | None:
+        """What answers, where that is known and in memory; costs next to nothing."""
+        route = self._routes.get(place)
+        if route is None or (place[1].version is None and self._clock() - route.looked_at > FRESH_SECONDS):
+            return None
+        return self._peek(route.key)
+
+    def key(self, place: Place) -> Key | None:
+        """What answered last."""
+        route = self._routes.get(place)
+        return None if route is None else route.key
+
+    async def find(self, place: Place) -> ServedT:
+        """Raises what keeps the first version from being served. A later one that fails leaves the present in place."""
+        route = self._routes.get(place)
+        try:
+            meant = await self._looked(place)
+        except WinnowError:
+            self._routes.pop(place, None)
+            raise
+        except OperationalError as error:
+            served = None if route is None else self._peek(route.key)
+            if served is None:
+                raise
+            log.warning(
+                "serving what was meant last: the database is away", model=str(place[1]), reason=str(error.orig)
+            )
+            return served
+        return await self._through(place, self._routes.get(place), meant)
+
+    def changed(self, tenant: str, name: str) -> None:
+        """Look before the next answer: an alias of this model has moved, or it has a new version."""
+        for (whose, ref), route in self._routes.items():
+            if (whose, ref.name) == (tenant, name):
+                route.looked_at, route.refused = -FRESH_SECONDS, None
+
+    def clear(self) -> None:
+        for route in self._routes.values():
+            if route.swap is not None:
+                route.swap.cancel()
+        self._routes.clear()
+
+    async def _through(self, place: Place, route: Route | None, meant: Key) -> ServedT:
+        present = None if route is None or route.key == meant else self._peek(route.key)
+        if route is None or present is None or self._peek(meant) is not None:
+            served = await self._load(meant)
+            self._routes[place] = Route(meant, self._clock())
+            return served
+        route.looked_at = self._clock()
+        if route.swap is None and not self._was_refused(route, meant):
+            route.swap = asyncio.create_task(self._swap(place, route, meant))
+        return present
+
+    def _was_refused(self, route: Route, key: Key) -> bool:
+        return route.refused == key and self._clock() - route.refused_at < REFUSED_SECONDS
+
+    async def _swap(self, place: Place, route: Route, meant: Key) -> None:
+        """The present version answers until the new one is warm, and goes on where that fails."""
+        try:
+            await self._load(meant)
+            route.key = meant
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the new version, the present one serves
+            route.refused, route.refused_at = meant, self._clock()
+            log.error("model not swapped in", model=str(place[1]), serving=route.key, refused=meant, reason=str(error))
+        finally:
+            route.swap = None
+
+    async def _looked(self, place: Place) -> Key:
+        """One look at the database, however many ask."""
+        task = self._looks.get(place)
+        if task is None:
+            task = self._looks[place] = asyncio.ensure_future(self._look(place))
+            task.add_done_callback(lambda _: self._looks.pop(place, None))
+        return await asyncio.shield(task)
