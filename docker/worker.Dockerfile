@@ -1,8 +1,10 @@
 # The worker, torch and all. PyPI's torch is the CUDA build: with an NVIDIA driver and container toolkit it computes on
 # the GPU, without them on the CPU. For a smaller image of the CPU alone:
 #   --build-arg PIP_INDEX=https://download.pytorch.org/whl/cpu
+# PIP_FIND_LINKS: a folder of wheels to look into first, mounted while building.
 FROM python:3.11-slim AS build
 ARG PIP_INDEX=""
+ARG PIP_FIND_LINKS=""
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN python -m venv /venv \

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.cli import audit, keys, review, webhooks
+from service.cli import audit, keys, review, upkeep, webhooks
 from service.cli.archive import opened_for_upload
 from service.cli.follow import JsonOption, NoWaitOption, follow, tell_events
 from service.cli.outcome import DONE, EXIT_CODES, FAILED, Commands
@@ -37,6 +37,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(webhooks.app, name="webhooks")
 app.command()(review.review)
+upkeep.add_to(app)
 
 
 class ExportFormat(StrEnum):

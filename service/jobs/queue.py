@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 from sqlalchemy import select
 
 from service.db import Database
@@ -76,6 +79,15 @@ class Doorbell:
         """Raises OperationalError or OSError where the broker is away."""
         with self._app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=2)
+
+    def ask(self, command: str, *arguments: str) -> Any:
+        """A command of Redis's own. Raises OperationalError or OSError where the broker is away or refuses."""
+        with self._app.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+            try:
+                return getattr(connection.default_channel.client, command)(*arguments)
+            except RedisError as error:
+                raise OperationalError(str(error)) from error
 
     def _types(self, job_ids: list[str]) -> list[tuple[str, str]]:
         with self._database.session() as session:

@@ -1,0 +1,148 @@
+"""Finds and removes what nothing refers to: of attempts that came to nothing, of jobs that failed long ago."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.db import Database, now
+from service.jobs.state import FINISHED, JobState
+from service.settings import Settings
+from service.storage import Entry, Storage
+from service.tables import DEFAULT, Blob, DatasetVersion, Job, ModelVersion, Upload, UploadPart
+from service.tenancy import ROOT
+
+VERSIONS = ("datasets", "models")
+
+
+@dataclass
+class Unit:
+    """Values that stay or go together: a version, a job's attempt, an upload."""
+
+    prefix: str
+    why: str = ""
+    values: int = 0
+    size: int = 0
+    newest: datetime | None = None
+
+    def add(self, entry: Entry) -> None:
+        self.values += 1
+        self.size += entry.size
+        self.newest = entry.modified if self.newest is None else max(self.newest, entry.modified)
+
+
+@dataclass(frozen=True)
+class References:
+    """What the database refers to, by whole keys."""
+
+    prefixes: frozenset[str]  # of versions
+    keys: frozenset[str]  # of uploads
+    jobs: dict[str, Any]  # id, tenant, state, attempt, finished_at, inputs
+
+    @classmethod
+    def read(cls, session: Session, settings: Settings) -> References:
+        long_ago = now() - timedelta(days=settings.keep_failed_days)
+        columns = (Job.id, Job.tenant, Job.state, Job.attempt, Job.finished_at, Job.inputs)
+        jobs = {job.id: job for job in session.execute(select(*columns))}
+        prefixes = {
+            _whole(row.tenant, row.prefix)
+            for table in (DatasetVersion, ModelVersion)
+            for row in session.execute(select(table.tenant, table.prefix))
+        }
+        keys = {
+            _whole(job.tenant, job.inputs["upload"])
+            for job in jobs.values()
+            if "upload" in job.inputs and not _given_up(job, long_ago)
+        }
+        keys |= {_whole(tenant, key) for tenant, key in session.execute(select(Blob.tenant, Blob.key))}
+        parts = select(Upload.tenant, UploadPart.key).join(Upload, Upload.id == UploadPart.upload_id)
+        keys |= {_whole(tenant, key) for tenant, key in session.execute(parts)}
+        return cls(frozenset(prefixes), frozenset(keys), jobs)
+
+
+def collect(database: Database, storage: Storage, settings: Settings, *, dry_run: bool) -> list[Unit]:
+    """Removes them, unless it is only to be said what would be. Safe beside running jobs: what is young stays."""
+    units = _units(storage.list())
+    with database.session() as session:  # after the listing: what was published meanwhile is known
+        references = References.read(session, settings)
+    old = now() - timedelta(hours=settings.keep_unreferenced_hours)
+    long_ago = now() - timedelta(days=settings.keep_failed_days)
+    found = []
+    for unit in units:
+        unit.why = _why_garbage(unit.prefix, references, long_ago) or ""
+        if unit.why and unit.newest is not None and unit.newest < old:
+            found.append(unit)
+    left = [entry for entry in storage.unfinished() if entry.modified < old]
+    found += [Unit(each.key, "a write that was never finished", 1, each.size, each.modified) for each in left]
+    if not dry_run:
+        for unit in found:
+            storage.delete_prefix(unit.prefix)
+    return found
+
+
+def _units(entries: Iterable[Entry]) -> list[Unit]:
+    found: dict[str, Unit] = defaultdict(lambda: Unit(""))
+    for entry in entries:
+        prefix = _unit_of(entry.key)
+        if prefix is not None:
+            found[prefix].prefix = prefix
+            found[prefix].add(entry)
+    return sorted(found.values(), key=lambda unit: unit.prefix)
+
+
+def _unit_of(key: str) -> str | None:
+    """None for what is not known here, and is left alone."""
+    root, parts = _split(key)
+    if parts[0] in (*VERSIONS, "jobs") and len(parts) > 3:
+        return root + "/".join(parts[:3])
+    if parts[0] == "uploads" and len(parts) > 1:
+        return key
+    return None
+
+
+def _why_garbage(prefix: str, references: References, long_ago: datetime) -> str | None:
+    _, parts = _split(prefix)
+    if parts[0] == "uploads":
+        return None if prefix in references.keys else "an upload that no job or version reads"
+    if parts[0] in VERSIONS:
+        job_id, _, attempt = parts[2].rpartition("-")
+        if prefix in references.prefixes or _at_work(references.jobs.get(job_id), attempt):
+            return None
+        return "a version that was never published"
+    job = references.jobs.get(parts[1])
+    if job is None:
+        return "files of a job that is not there"
+    if parts[2] == "checkpoints":
+        kept = job.state not in FINISHED or (job.state != JobState.SUCCEEDED and not _given_up(job, long_ago))
+        return None if kept else f"checkpoints of a job that {job.state}"
+    if parts[2].isdecimal() and int(parts[2]) < job.attempt:
+        return "files of an attempt that came to nothing"
+    return None
+
+
+def _at_work(job: Any, attempt: str) -> bool:
+    return bool(job is not None and job.state not in FINISHED and attempt == str(job.attempt))
+
+
+def _given_up(job: Any, long_ago: datetime) -> bool:
+    """Failed or cancelled so long ago that nobody will retry it."""
+    ended = job.state in (JobState.FAILED, JobState.CANCELLED)
+    return bool(ended and job.finished_at is not None and job.finished_at < long_ago)
+
+
+def _split(key: str) -> tuple[str, list[str]]:
+    """(the tenant's root, the rest by its parts)."""
+    parts = key.split("/")
+    if parts[0] == ROOT and len(parts) > 2:
+        return f"{ROOT}/{parts[1]}/", parts[2:]
+    return "", parts
+
+
+def _whole(tenant: str, key: str) -> str:
+    return key if tenant == DEFAULT else f"{ROOT}/{tenant}/{key}"

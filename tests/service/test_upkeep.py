@@ -1,0 +1,249 @@
+"""Clearing away, backup and restore, and what the doctor finds, on real databases and storages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+from sqlalchemy import select
+from typer.testing import CliRunner
+
+from service.audit import STACK, Action, append, verify
+from service.auth import authenticate, ensure_admin_key
+from service.cli import app
+from service.datasets import repository as datasets
+from service.db import Database, migrate, now
+from service.errors import Conflict, Corrupt, NotFound
+from service.jobs import overrides, repository
+from service.jobs.create import add_job
+from service.jobs.state import JobState
+from service.jobs.verdicts import Verdict
+from service.settings import Settings
+from service.storage import LocalStorage, Storage, open_storage
+from service.tables import DatasetVersion, Job, JobEvent, Override, Table, Worker
+from service.upkeep.backup import back_up, restore
+from service.upkeep.doctor import State, look_over
+from service.upkeep.garbage import collect
+from tests.parts import PostgresServer, S3Server
+from tests.service.conftest import MakeDataset
+
+LONG_AGO = timedelta(days=40)
+
+
+def age(settings: Settings, key: str, by: timedelta = timedelta(days=2)) -> None:
+    moment = (now() - by).timestamp()
+    os.utime(settings.storage / key, (moment, moment))
+
+
+def put(settings: Settings, storage: Storage, key: str) -> str:
+    storage.write(key, key.encode())
+    age(settings, key)
+    return key
+
+
+def job_of(database: Database, state: JobState, *, attempt: int = 1, kind: str = "ingest", **inputs: str) -> str:
+    with database.transaction() as session:
+        job = add_job(session, kind, inputs=dict(inputs), params={}, max_attempts=3)
+        job.state, job.attempt, job.finished_at = state, attempt, now()
+        return job.id
+
+
+def removed(database: Database, storage: Storage, settings: Settings) -> list[str]:
+    """What is gone, which is what a dry run said before."""
+    before = {entry.key for entry in storage.list()}
+    told = [unit.prefix for unit in collect(database, storage, settings, dry_run=True)]
+    assert {entry.key for entry in storage.list()} == before
+    assert [unit.prefix for unit in collect(database, storage, settings, dry_run=False)] == told
+    gone = before - {entry.key for entry in storage.list()}
+    assert all(any(key == prefix or key.startswith(f"{prefix}/") for prefix in told) for key in gone)
+    return sorted(gone)
+
+
+def test_what_a_version_is_made_of_stays_and_what_none_refers_to_goes(
+    database: Database, storage: LocalStorage, settings: Settings, make_dataset: MakeDataset
+) -> None:
+    make_dataset("signs", {"a": 3, "b": 3})
+    for entry in storage.list():
+        age(settings, entry.key)
+    orphan = put(settings, storage, "datasets/signs/gone-1/shard-00000.npy")
+    foreign = put(settings, storage, "tenants/acme/models/m/gone-1/student.onnx")
+    put(settings, storage, "elsewhere/not/ours")
+    assert removed(database, storage, settings) == [orphan, foreign]
+
+
+def test_a_running_job_keeps_what_it_writes_and_a_later_attempt_drops_what_an_earlier_one_wrote(
+    database: Database, storage: LocalStorage, settings: Settings
+) -> None:
+    running = job_of(database, JobState.RUNNING, attempt=2, kind="sanitise")
+    for attempt in (1, 2):
+        put(settings, storage, f"datasets/signs/{running}-{attempt}/shard-00000.npy")
+        put(settings, storage, f"jobs/{running}/{attempt}/report.json")
+    put(settings, storage, f"jobs/{running}/checkpoints/fit")
+    done = job_of(database, JobState.SUCCEEDED, kind="sanitise")
+    put(settings, storage, f"jobs/{done}/1/report.json")
+    left = put(settings, storage, f"jobs/{done}/checkpoints/fit")
+    gone = [f"datasets/signs/{running}-1/shard-00000.npy", f"jobs/{running}/1/report.json", left]
+    assert removed(database, storage, settings) == sorted(gone)
+
+
+def test_an_upload_stays_as_long_as_its_job_may_be_retried(
+    database: Database, storage: LocalStorage, settings: Settings
+) -> None:
+    for name, state in {"made": JobState.SUCCEEDED, "failed": JobState.FAILED, "old": JobState.FAILED}.items():
+        job_id = job_of(database, state, upload=f"uploads/{name}")
+        put(settings, storage, f"uploads/{name}")
+        if name == "old":
+            with database.transaction() as session:
+                repository.find(session, job_id).finished_at = now() - LONG_AGO
+    put(settings, storage, "uploads/nobody")
+    assert removed(database, storage, settings) == ["uploads/nobody", "uploads/old"]
+
+
+def test_what_is_young_stays_whatever_it_is(database: Database, storage: LocalStorage, settings: Settings) -> None:
+    storage.write("uploads/just-arriving", b"x")
+    (settings.storage / "uploads" / ".partial-young").write_bytes(b"x")
+    (settings.storage / "uploads" / ".partial-old").write_bytes(b"x")
+    age(settings, "uploads/.partial-old")
+    assert [unit.prefix for unit in collect(database, storage, settings, dry_run=False)] == ["uploads/.partial-old"]
+    assert sorted(path.name for path in (settings.storage / "uploads").iterdir()) == [".partial-young", "just-arriving"]
+
+
+@pytest.fixture
+def lived_in(database: Database, storage: LocalStorage, settings: Settings, make_dataset: MakeDataset) -> str:
+    """An installation with something of everything in it; gives its admin key."""
+    key = ensure_admin_key(settings)
+    make_dataset("signs", {"a": 5, "b": 5})
+    with database.transaction() as session:
+        append(session, STACK, Action.KEY_CREATED, "kéy")
+    with database.transaction() as session:
+        job = session.scalars(select(Job)).first()
+        assert job is not None
+        overrides.decide(session, job, np.array([3, 1]), Verdict.KEEP, note="é", by="ann")
+    storage.write("jobs/x/checkpoints/fit", b"passing")
+    return key
+
+
+def rows(database: Database) -> dict[str, list[tuple[object, ...]]]:
+    with database.engine.connect() as connection:
+        return {
+            table.name: [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key.columns))]
+            for table in Table.metadata.sorted_tables
+        }
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    """An installation that is yet empty: SQLite and a folder, or PostgreSQL and a bucket."""
+    if request.param == "sqlite":
+        yield Settings(home=tmp_path / "elsewhere").resolved()
+        return
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    s3: S3Server = request.getfixturevalue("s3")
+    name = postgres.make_database()
+    url = f"s3://{s3.make_bucket()}/w"
+    given = {"database_url": postgres.url(name), "storage_url": url, "s3_endpoint": s3.endpoint, "s3_region": "x"}
+    yield Settings(home=tmp_path / "elsewhere", **given).resolved()
+    postgres.drop_database(name)
+
+
+def test_a_backup_restores_every_row_and_value_into_either_kind(
+    database: Database, storage: LocalStorage, lived_in: str, elsewhere: Settings, tmp_path: Path
+) -> None:
+    place = LocalStorage(tmp_path / "backup")
+    done = back_up(database, storage, place, print)
+    assert (done.values, done.kept) == (2, 0)
+    restored = restore(elsewhere, open_storage(elsewhere), place, print)
+    assert (restored.rows, restored.values, restored.size) == (done.rows, done.values, done.size)
+    other = Database.open(elsewhere.database_url)
+    assert rows(other) == rows(database)
+    with other.session() as session:
+        assert verify(session).fault is None
+        row = session.scalars(select(DatasetVersion)).one()
+        assert overrides.unpacked(session.scalars(select(Override)).one().indices).tolist() == [1, 3]
+    assert authenticate(other, lived_in).scopes == ["admin"]
+    theirs, ours = (datasets.reader(each, row) for each in (open_storage(elsewhere), storage))
+    assert (theirs.shard(0) == ours.shard(0)).all() and theirs.manifest() == ours.manifest()
+    with other.transaction() as session:  # it counts on from where the other was
+        job = add_job(session, "ingest", inputs={}, params={}, max_attempts=1)
+        assert session.scalars(select(JobEvent).where(JobEvent.job_id == job.id)).one().id > 1
+    other.close()
+
+
+def test_a_second_backup_copies_what_is_new(
+    database: Database, storage: LocalStorage, lived_in: str, make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    place = LocalStorage(tmp_path / "backup")
+    back_up(database, storage, place, print)
+    make_dataset("more", {"a": 2, "b": 2})
+    done = back_up(database, storage, place, print)
+    assert (done.values, done.kept) == (4, 2)
+
+
+def test_a_backup_that_was_not_finished_or_was_changed_restores_nothing(
+    database: Database, storage: LocalStorage, lived_in: str, tmp_path: Path
+) -> None:
+    empty = Settings(home=tmp_path / "empty").resolved()
+    place = LocalStorage(tmp_path / "backup")
+    with pytest.raises(NotFound, match=r"backup\.json"):
+        restore(empty, open_storage(empty), place, print)
+    back_up(database, storage, place, print)
+    place.write("database/jobs.jsonl", place.read("database/jobs.jsonl").replace(b"succeeded", b"cancelled"))
+    with pytest.raises(Corrupt, match="jobs"):
+        restore(empty, open_storage(empty), place, print)
+    opened = Database.open(empty.database_url)
+    assert rows(opened)["jobs"] == [] and list(open_storage(empty).list()) == []
+    opened.close()
+
+
+def test_nothing_is_restored_over_what_is_there(
+    database: Database, storage: LocalStorage, settings: Settings, lived_in: str, tmp_path: Path
+) -> None:
+    place = LocalStorage(tmp_path / "backup")
+    back_up(database, storage, place, print)
+    with pytest.raises(Conflict, match="empty"):
+        restore(settings, storage, place, print)
+
+
+def states(settings: Settings) -> dict[str, State]:
+    return {finding.part: finding.state for finding in look_over(settings)}
+
+
+def test_the_doctor_says_what_is_broken_and_what_to_do(settings: Settings, database: Database) -> None:
+    found = states(settings)
+    assert [part for part, state in found.items() if state == State.BROKEN] == ["broker", "workers"]
+    with database.transaction() as session:
+        session.add(Worker(name="w", seen_at=now()))
+    assert states(settings)["workers"] == State.WELL
+    assert all(finding.mend for finding in look_over(settings) if finding.state != State.WELL)
+
+
+def test_the_doctor_knows_an_old_schema_and_a_database_that_is_away(settings: Settings, tmp_path: Path) -> None:
+    migrate(settings, revision="0002")
+    assert states(settings)["schema"] == State.BROKEN
+    away = settings.model_copy(update={"database_url": "postgresql+psycopg://w@127.0.0.1:1/w?connect_timeout=2"})
+    found = states(away)
+    assert {found[part] for part in ("database", "schema", "workers", "jobs")} == {State.BROKEN}
+    assert found["storage"] == State.WELL
+
+
+def test_the_commands_do_it_all(
+    settings: Settings, database: Database, storage: LocalStorage, lived_in: str, tmp_path: Path
+) -> None:
+    put(settings, storage, "uploads/nobody")
+    run, home = CliRunner(), f"--home={settings.home}"
+    said = run.invoke(app, ["gc", home, "--dry-run"])
+    assert "uploads/nobody" in said.output and storage.exists("uploads/nobody")
+    assert run.invoke(app, ["gc", home]).exit_code == 0 and not storage.exists("uploads/nobody")
+    assert run.invoke(app, ["backup", str(tmp_path / "b"), home]).exit_code == 0
+    said = run.invoke(app, ["restore", str(tmp_path / "b"), f"--home={tmp_path / 'new'}"])
+    assert said.exit_code == 0 and "2 values" in said.output
+    said = run.invoke(app, ["restore", str(tmp_path / "b"), home])
+    assert said.exit_code == 1 and "empty" in said.output
+    said = run.invoke(app, ["doctor", home, "--json"])
+    assert said.exit_code == 1
+    assert {finding["part"] for finding in orjson.loads(said.stdout)} >= {"database", "broker", "clock", "disk"}
