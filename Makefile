@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 DATA ?= data
 PORT ?= 8080
 HOME_DIR ?= $(HOME)/.winnow
+COMPOSE ?= docker compose
 TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-hostile lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-endtoend bench-drift clean
+.PHONY: help setup demo up test test-cluster test-compose test-hostile lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-endtoend bench-drift clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -32,6 +33,12 @@ up: setup ## start the whole stack on this machine (PORT=8080, HOME_DIR=~/.winno
 
 test: $(VENV)/.ready-dev ## the fast suite: real broker, real worker, real HTTP
 	$(BIN)/python -m pytest -m "not slow and not gpu and not hostile" $(TEST_PROCESSES)
+
+test-cluster: $(VENV)/.ready-dev ## the integration tests on PostgreSQL, S3 and Redis by TCP
+	WINNOW_TEST_PARTS=cluster $(BIN)/python -m pytest -m "not slow and not gpu and not hostile" tests/integration
+
+test-compose: $(VENV)/.ready-dev ## build the images, run the cluster, kill a worker (COMPOSE="docker compose")
+	COMPOSE="$(COMPOSE)" $(BIN)/python -m tests.compose.run
 
 test-slow: $(VENV)/.ready-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from sklearn.datasets import load_digits
 
 from service.client import Job, WinnowClient
 from service.embedded.running import RunningStack, running_stack
+from service.settings import Settings
+from service.storage import Storage, open_storage
+from tests.parts import PostgresServer, S3Server, redis_server
 
 # Small enough for seconds, and still the real thing.
 FAST_FILTER: dict[str, Any] = {
@@ -52,6 +56,11 @@ class Digits:
 
 @pytest.fixture(scope="session")
 def digits() -> Digits:
+    return Digits(*digits_16())
+
+
+def digits_16() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (n, 16, 16) and labels."""
     told = load_digits()
     small = (told.images * 255 / 16).round().astype(np.uint8)
     images = np.stack(
@@ -59,13 +68,39 @@ def digits() -> Digits:
     )
     # The set is ordered by writer: cut in order, its parts differ enough for a shift to be told, and rightly.
     order = np.random.default_rng(0).permutation(len(images))
-    return Digits(images[order], told.target[order].astype(np.int64))
+    return images[order], told.target[order].astype(np.int64)
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    with running_stack(tmp_path_factory.mktemp("stack")) as running:
+def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Settings of the stack: none, for SQLite, a folder and a private broker; or those of a cluster's parts."""
+    if os.environ.get("WINNOW_TEST_PARTS") != "cluster":
+        yield {}
+        return
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    s3: S3Server = request.getfixturevalue("s3")
+    with redis_server(tmp_path_factory.mktemp("redis")) as redis_url:
+        yield {
+            **s3.environment,
+            "WINNOW_DATABASE_URL": postgres.url(postgres.make_database()),
+            "WINNOW_STORAGE_URL": f"s3://{s3.make_bucket()}/winnow",
+            "WINNOW_S3_ENDPOINT": s3.endpoint,
+            "WINNOW_S3_REGION": "eu-central-1",
+            "WINNOW_REDIS_URL": redis_url,
+        }
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, parts: dict[str, str]) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("stack"), environment=parts) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def storage(stack: RunningStack, parts: dict[str, str]) -> Storage:
+    """The stack's own."""
+    given = {name.removeprefix("WINNOW_").lower(): value for name, value in parts.items() if "WINNOW_" in name}
+    return open_storage(Settings(home=stack.home, **given).resolved())
 
 
 @pytest.fixture(scope="session")
