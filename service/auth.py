@@ -66,7 +66,7 @@ def ensure_admin_key(settings: Settings) -> str:
             if not path.exists():
                 _write_admin_key(path)
             stored = _stored(session, path.read_text().strip())
-            if stored is not None and _why_not(stored, digest_of(path.read_text().strip())) is not None:
+            if stored is not None and why_not(stored, digest_of(path.read_text().strip())) is not None:
                 path.unlink()
                 _write_admin_key(path)
                 stored = None
@@ -93,7 +93,7 @@ def authenticate(database: Database, key: str | None) -> ApiKey:
         with database.session() as session:
             stored = _stored(session, key)
         if stored is not None:
-            refused = _why_not(stored, digest_of(key))
+            refused = why_not(stored, digest_of(key))
             if refused is not None:
                 raise refused
             _note_use(database, stored)
@@ -209,7 +209,7 @@ def _stored(session: Session, key: str) -> ApiKey | None:
     return found if is_new or is_old else None
 
 
-def _why_not(key: ApiKey, digest: str) -> Unauthorized | None:
+def why_not(key: ApiKey, digest: str) -> Unauthorized | None:
     present = now()
     if key.revoked_at is not None:
         return Unauthorized(

@@ -115,11 +115,6 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    async def drain(self) -> None:
-        """Until all that was asked for is answered."""
-        while self._lanes.first() is not None or self.computing:
-            await asyncio.sleep(0.005)
-
     def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._free > 0 and (head := self._lanes.first()) is not None:
             if self._clock() >= head.deadline:

@@ -32,7 +32,6 @@ from service.tables import DEFAULT
 from service.tenancy import TenantStorage
 
 DECODERS = 2
-DRAIN_SECONDS = 10.0
 AHEAD = 4  # calls' worth of images that a large request has decoded at once
 ResultT = TypeVar("ResultT")
 Shape = tuple[int, int, int]
@@ -85,13 +84,6 @@ class Engine:
     def closing(self) -> bool:
         """Whether it takes nothing more."""
         return self._closed
-
-    async def drain(self) -> None:
-        """Take nothing more; answer what is in house, for as long as that takes within DRAIN_SECONDS."""
-        self._closed = True
-        until = time.monotonic() + DRAIN_SECONDS
-        while self._gate.inside and time.monotonic() < until:
-            await asyncio.sleep(0.005)
 
     def close(self) -> None:
         """Finish what is being computed, drop what waits, let the models go."""

@@ -1,0 +1,72 @@
+"""Keys that were seen valid a moment ago: inference asks for one with every request, and the database is slow for that.
+
+All state belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+
+from service import auth
+from service.db import Database
+from service.tables import ApiKey
+
+KNOWN_SECONDS = 1.0
+"""How long a key that was revoked through another gateway still counts here, for inference only."""
+
+RENEWED_AFTER_SECONDS = 0.5
+MOST = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class Known:
+    key: ApiKey
+    digest: str
+    seen_at: float
+    renewal: asyncio.Task[None] | None = None
+
+
+class KnownKeys:
+    """What `auth.authenticate` said, for up to KNOWN_SECONDS. A key that ends meanwhile ends at once."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[str, Known] = {}
+
+    async def authenticate(self, database: Database, text: str | None) -> ApiKey:
+        """Raises Unauthorized, and what the database raises."""
+        known = None if text is None else self._known.get(text)
+        if known is None or text is None or self._age(known) > KNOWN_SECONDS:
+            return await self._ask(database, text)
+        if self._age(known) > RENEWED_AFTER_SECONDS and known.renewal is None:
+            known.renewal = asyncio.create_task(self._renew(database, text))
+        if (refused := auth.why_not(known.key, known.digest)) is not None:
+            raise refused
+        return known.key
+
+    def forget(self) -> None:
+        """Some key has changed."""
+        self._known.clear()
+
+    def _age(self, known: Known) -> float:
+        return self._clock() - known.seen_at
+
+    async def _renew(self, database: Database, text: str) -> None:
+        try:
+            await self._ask(database, text)
+        except Exception:  # noqa: BLE001 - the next request asks again, and is told
+            self._known.pop(text, None)
+
+    async def _ask(self, database: Database, text: str | None) -> ApiKey:
+        began = self._clock()
+        key = await run_in_threadpool(auth.authenticate, database, text)
+        if text is not None:
+            if len(self._known) >= MOST:
+                self._known.clear()
+            self._known[text] = Known(key, auth.digest_of(text), began)
+        return key

@@ -1,0 +1,90 @@
+"""Keys are remembered for inference, and never for longer than they may be."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from service import auth
+from service.api.known_keys import KNOWN_SECONDS, KnownKeys
+from service.audit import STACK
+from service.db import Database, now
+from service.errors import Unauthorized
+from service.scopes import Scope
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def issue(database: Database, **ends: Any) -> auth.Issued:
+    with database.transaction() as session:
+        return auth.create(session, "camera", [Scope.PREDICT], expires_at=ends.get("expires_at"), actor=STACK)
+
+
+def revoke(database: Database, key_id: str) -> None:
+    with database.transaction() as session:
+        auth.revoke(session, auth.find(session, key_id), actor=STACK)
+
+
+def test_a_key_is_looked_up_once_and_no_revoked_one_counts_for_longer_than_said(database: Database) -> None:
+    issued, clock, asked = issue(database), Clock(), []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+
+    async def run() -> None:
+        known = KnownKeys(clock)
+        for _ in range(5):
+            assert (await known.authenticate(database, issued.secret)).id == issued.key.id
+        assert sum("api_keys" in text and text.startswith("SELECT") for text in asked) == 1
+        revoke(database, issued.key.id)
+        clock.seconds += KNOWN_SECONDS + 0.01
+        with pytest.raises(Unauthorized):
+            await known.authenticate(database, issued.secret)
+
+    asyncio.run(run())
+
+
+def test_a_change_that_is_told_counts_at_once(database: Database) -> None:
+    issued = issue(database)
+
+    async def run() -> None:
+        known = KnownKeys(Clock())
+        await known.authenticate(database, issued.secret)
+        revoke(database, issued.key.id)
+        known.forget()
+        with pytest.raises(Unauthorized):
+            await known.authenticate(database, issued.secret)
+
+    asyncio.run(run())
+
+
+def test_a_known_key_that_expires_ends_at_that_moment(database: Database) -> None:
+    issued = issue(database, expires_at=now() + timedelta(seconds=0.3))
+
+    async def run() -> None:
+        known = KnownKeys(Clock())
+        await known.authenticate(database, issued.secret)
+        await asyncio.sleep(0.35)
+        with pytest.raises(Unauthorized):
+            await known.authenticate(database, issued.secret)
+
+    asyncio.run(run())
+
+
+def test_no_key_and_a_wrong_one_are_never_known(database: Database) -> None:
+    async def run() -> None:
+        known = KnownKeys(Clock())
+        for text in (None, "", "wk_wrong"):
+            for _ in range(2):
+                with pytest.raises(Unauthorized):
+                    await known.authenticate(database, text)
+
+    asyncio.run(run())
