@@ -45,7 +45,10 @@ def _open_child(**_: Any) -> None:
     import worker.execute  # noqa: F401 (so that the first job need not wait for it)
 
     die_with_parent()
-    _runtime.append(Runtime.open(settings, app))
+    runtime = Runtime.open(settings, app)
+    if settings.worker_metrics_port:
+        runtime.metrics.serve(settings.host, settings.worker_metrics_port)
+    _runtime.append(runtime)
 
 
 @signals.worker_shutting_down.connect

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -14,6 +15,7 @@ from service.errors import LeaseLost, WinnowError
 from service.jobs import artifacts, harden, repository
 from service.jobs.repository import Claim
 from service.jobs.state import JobState
+from service.storage import StorageUnavailable
 from service.tables import Job
 from worker.context import Context, Outcome
 from worker.heartbeat import Flag, Heartbeat, StopReason
@@ -43,20 +45,29 @@ def execute(runtime: Runtime, job_id: str, shutting_down: Flag) -> None:
 def _attempt(runtime: Runtime, claim: Claim, shutting_down: Flag) -> None:
     context = Context(runtime, claim, Progress())
     succeeded = False
+    began = time.monotonic()
     try:
         with Heartbeat(runtime, claim, context.progress, shutting_down) as heartbeat:
             ended = _run(context, heartbeat)
         succeeded = ended == JobState.SUCCEEDED
-        log.info("job ended", state=ended)
+        took_s = time.monotonic() - began
+        runtime.metrics.ended(claim.type, ended, took_s, context.progress.close())
+        log.info("job ended", state=ended, took_s=round(took_s, 3))
     except LeaseLost as error:
+        runtime.metrics.lost_lease()
         log.warning("attempt superseded, nothing published", reason=error.message)
     finally:
-        if not succeeded:
-            for prefix in context.written:
-                context.storage.delete_prefix(prefix)
-        else:
-            context.storage.delete_prefix(artifacts.checkpoints_prefix(claim.job_id))
+        _clean(context, [artifacts.checkpoints_prefix(claim.job_id)] if succeeded else context.written)
     _ring_new(runtime)
+
+
+def _clean(context: Context, prefixes: list[str]) -> None:
+    """What the attempt has no more use for; where the storage is away, `winnow gc` makes up for it."""
+    try:
+        for prefix in prefixes:
+            context.storage.delete_prefix(prefix)
+    except StorageUnavailable as error:
+        log.warning("not cleaned away", reason=error.message)
 
 
 def _run(context: Context, heartbeat: Heartbeat) -> JobState:

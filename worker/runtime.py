@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from celery import Celery
 
@@ -12,6 +12,7 @@ from service.db import Database
 from service.jobs.queue import Doorbell
 from service.settings import Settings
 from service.storage import Storage, open_storage
+from worker.metrics import WorkerMetrics
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Runtime:
     storage: Storage
     doorbell: Doorbell
     worker: str
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
 
     @classmethod
     def open(cls, settings: Settings, app: Celery) -> Runtime:
