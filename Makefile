@@ -9,7 +9,7 @@ COMPOSE ?= docker compose
 TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-cluster test-compose test-hostile lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-endtoend bench-drift clean
+.PHONY: help setup demo up test test-cluster test-compose test-hostile lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-endtoend bench-drift bench-papernot bench-distillation clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -76,6 +76,12 @@ bench-drift: $(VENV)/.ready-dev ## the drift alarm: how often it is raised by cl
 
 bench-endtoend: $(VENV)/.ready-dev ## backdoors, attacks on the served model, foreign images, end to end (DATA=FOLDER)
 	$(BIN)/python -m benchmarks.endtoend --data $(DATA) $(ARGS)
+
+bench-papernot: $(VENV)/.ready-dev ## Papernot's defence as he tested it and as it must be (DATA=FOLDER)
+	$(BIN)/python -m benchmarks.papernot --data $(DATA) $(ARGS)
+
+bench-distillation: $(VENV)/.ready-dev ## teacher and students on GTSRB, foreign images, the fit loop (DATA=FOLDER)
+	$(BIN)/python -m benchmarks.distillation --data $(DATA) $(ARGS)
 
 clean: ## remove what the other commands made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

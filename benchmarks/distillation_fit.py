@@ -1,0 +1,130 @@
+"""The fit loop beside a bare torch loop of the same steps, and a fit that was stopped beside one that was not."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks import datasets
+from benchmarks.datasets import ImageSet
+from benchmarks.harness import ClaimRow, row
+from models.augmentation import augment
+from models.classifiers import Classifier, build_classifier
+from models.distillation import hard_label_loss
+from models.images import to_float
+from models.specs import ClassifierSpec, FitSpec
+from models.training import Forgetful, ImageBatches, Silent, Stopped, fit
+
+TEMPERATURE = 5.0
+ROUNDS = 5
+
+
+@dataclass
+class Shelf:
+    """Checkpoints in memory, asked for within epochs too."""
+
+    every_seconds: float = 1e9
+    kept: dict[str, bytes] = field(default_factory=dict)
+
+    def load(self, name: str) -> bytes | None:
+        return self.kept.get(name)
+
+    def save(self, name: str, data: bytes) -> None:
+        self.kept[name] = data
+
+
+@dataclass
+class StopsAt:
+    step: int
+
+    def advance(self, done: int, _total: int) -> None:
+        if done == self.step:
+            raise Stopped
+
+
+def fit_rows(data: Path, _cache: Path, *, quick: bool) -> tuple[list[ClaimRow], dict[str, Any]]:
+    given, count = datasets.load(data, "gtsrb"), 512 if quick else 2560
+    ratios = []
+    for _ in range(1 if quick else ROUNDS):  # in turn, so that other work on the machine slows both
+        ours, bare = _ours(given, count), _bare(given, count)
+        ratios.append(bare / ours)
+    speed = float(np.median(ratios))
+    same = _resumed_is_the_same(given, count)
+    rows = [
+        row("fit/gtsrb/speed-over-bare-loop", ">= 0.95", speed, speed >= 0.95, n=len(ratios)),
+        row("fit/gtsrb/resumed-weights-that-differ", "0", same, same == 0, unit="tensors"),
+    ]
+    return rows, {"fit": {"ratios": ratios, "images": count}}
+
+
+def _network(given: ImageSet) -> Classifier:
+    return build_classifier(ClassifierSpec(), num_classes=given.num_classes, image_shape=given.image_shape, seed=0)
+
+
+def _spec(epochs: int = 1) -> FitSpec:
+    return FitSpec(epochs=epochs, batch_size=128, optimizer="adamw", peak_lr=4e-3, validation_share=0.0)
+
+
+def _batches(given: ImageSet, count: int, spec: FitSpec) -> ImageBatches:
+    return ImageBatches(given.images[:count], given.labels[:count], spec=spec, seed=0, augment=augment)
+
+
+def _ours(given: ImageSet, count: int) -> float:
+    """Seconds of CPU that the fit loop takes."""
+    spec, network = _spec(), _network(given)
+    began = time.process_time()
+    loss = hard_label_loss(TEMPERATURE)
+    fit(
+        network,
+        _batches(given, count, spec),
+        loss,
+        spec,
+        seed=0,
+        watch=Silent(),
+        checkpoints=Forgetful(),
+        name="speed",
+    )
+    return time.process_time() - began
+
+
+def _bare(given: ImageSet, count: int) -> float:
+    """Seconds of CPU of the same steps as anybody would write them."""
+    network = _network(given).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.02)
+    rng = torch.Generator().manual_seed(0)
+    began = time.process_time()
+    order = torch.randperm(count, generator=rng).numpy()
+    for rows in np.array_split(order, count // 128):
+        x, y = augment(to_float(given.images[rows]), rng), torch.from_numpy(given.labels[rows])
+        optimizer.zero_grad(set_to_none=True)
+        logits = network.dropout_logits(x, rng)
+        (TEMPERATURE * F.cross_entropy(logits / TEMPERATURE, y)).backward()
+        optimizer.step()
+    return time.process_time() - began
+
+
+def _resumed_is_the_same(given: ImageSet, count: int) -> int:
+    """How many tensors differ in a single bit after a stop in the middle of the second epoch."""
+    count = min(count, 1024)
+    spec, shelf = _spec(epochs=3), Shelf()
+    steps = _batches(given, count, spec).steps
+
+    def run(network: Classifier, watch: StopsAt, kept: Shelf) -> None:
+        loss = hard_label_loss(TEMPERATURE)
+        batches = _batches(given, count, spec)
+        fit(network, batches, loss, spec, seed=0, watch=watch, checkpoints=kept, name="resumed")
+
+    whole, resumed = _network(given), _network(given)
+    run(whole, StopsAt(-1), Shelf())
+    try:
+        run(_network(given), StopsAt(steps + steps // 2), shelf)
+    except Stopped:
+        run(resumed, StopsAt(-1), shelf)
+    kept = resumed.state_dict()
+    return sum(not torch.equal(value, kept[name]) for name, value in whole.state_dict().items())
