@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,18 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with the four .npz files")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--home", type=Path, help="keep the stack here, and go on with what it has made")
+    parser.add_argument("--suite", help="of attacks on the served model: quick, standard or full")
+    parser.add_argument(
+        "--attacked", type=int, help="images that are attacked, at most; half of them by costly attacks"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a smaller run for a first look; writes no file")
     asked = parser.parse_args()
     began = time.monotonic()
     rows, parts = _earlier(asked.only.split(",")) if not asked.quick else ([], {})
     with _home(asked.home) as home, running_stack(home) as stack, WinnowClient(stack.url, stack.key) as client:
-        scene = Scene(client, home, asked.data, QUICK if asked.quick else FULL, asked.seed)
+        given = {name: getattr(asked, name) for name in ("suite", "attacked") if getattr(asked, name) is not None}
+        scene = Scene(client, home, asked.data, replace(QUICK if asked.quick else FULL, **given), asked.seed)
         for part in asked.only.split(","):
             print(f"{time.strftime('%H:%M:%S')} {part}", flush=True)
             started = time.monotonic()

@@ -31,12 +31,15 @@ class Scale:
     candidates: int
     asked: int
     attacked: int
+    suite: str
     params: dict[str, Any]
 
 
 FEW_ATTACKED: dict[str, Any] = {"evaluate": {"max_images": 100}}  # the stack's own part attacks in earnest
-FULL = Scale(2000, 10_000, 2000, 400, FEW_ATTACKED)
-QUICK = Scale(1000, 2000, 300, 20, {**FEW_ATTACKED, "distill": {"fit": {"epochs": 3}, "max_accuracy_loss": 1.0}})
+FULL = Scale(2000, 10_000, 2000, 400, "full", FEW_ATTACKED)
+QUICK = Scale(
+    1000, 2000, 300, 20, "quick", {**FEW_ATTACKED, "distill": {"fit": {"epochs": 3}, "max_accuracy_loss": 1.0}}
+)
 
 
 @dataclass(frozen=True, eq=False)

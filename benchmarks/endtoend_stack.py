@@ -17,13 +17,17 @@ def rows(scene: Scene) -> tuple[list[ClaimRow], dict[str, Any]]:
     world = scene.world("gtsrb", poisoned=True)
     versions = scene.upload_world(world)
     model = (scene.hardened(world, versions).result or {})["model"]
-    params = {"suite": "full", "max_images": scene.scale.attacked, "costly_images": scene.scale.attacked // 2}
+    params = {
+        "suite": scene.scale.suite,
+        "max_images": scene.scale.attacked,
+        "costly_images": scene.scale.attacked // 2,
+    }
     job = wait(scene.client, scene.client.submit("evaluate", model=model, dataset=versions["asked"], params=params))
     metrics = (job.result or {})["metrics"]
     found = [each for attack in metrics["attacks"] for each in _rows(attack)]
     raised = [flag["flag"] for flag in metrics["gradient_masking"] if flag["raised"]]
     report = json.loads(scene.client.report(job.id, "json"))
-    return found, {"raised": raised, "curve": metrics["curve"], "headline": report["headline"]}
+    return found, {"params": params, "raised": raised, "curve": metrics["curve"], "headline": report["headline"]}
 
 
 def _rows(attack: dict[str, Any]) -> list[ClaimRow]:

@@ -20,7 +20,7 @@ HARDEN_PARAMS: dict[str, Any] = {
         "filter": {"fit": {"epochs": 6}},
         "panel": {"rounds": 2, "steps": 100, "final_steps": 300},
     },
-    "evaluate": {"pgd_steps": 20, "costly_images": 40},
+    "evaluate": {"pgd_steps": 20, "costly_images": 25},
 }
 
 OnProgress = Callable[[Job], None]
