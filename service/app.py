@@ -20,6 +20,7 @@ from service.api import (
     problems,
     reviews,
     tenants,
+    uploads,
     verdicts,
     webhooks,
 )
@@ -33,6 +34,7 @@ from service.serving.engine import Engine
 from service.serving.production import Production
 from service.settings import Settings
 from service.storage import open_storage
+from service.uploads.sweeping import Sweeper
 from service.webhooks.deliverer import Deliverer
 
 DESCRIPTION = """
@@ -47,12 +49,16 @@ def create_app(settings: Settings) -> FastAPI:
     storage = open_storage(settings)
     engine = Engine(database, storage, settings)
     production = Production(engine, database, storage, settings)
+    doorbell = Doorbell(celery_app(settings), database)
+    sweeper = Sweeper(database, storage, settings, doorbell)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         production.start()
+        sweeper.start()
         async with app.state.deliverer.running():
             yield
+        sweeper.close()
         app.state.feeds.close()
         engine.close()
         production.close()
@@ -72,12 +78,12 @@ def create_app(settings: Settings) -> FastAPI:
         allow_private=settings.webhooks_allow_private,
         timeout_seconds=settings.webhook_timeout_seconds,
     )
-    app.state.doorbell = Doorbell(celery_app(settings), database)
+    app.state.doorbell = doorbell
     app.add_middleware(access.Keys)
     app.add_middleware(access.RequestIds)
     app.add_middleware(metrics.Measured)  # added last, so met first
     problems.install(app)
-    for part in (datasets, jobs, verdicts, reviews, models, drift, keys, tenants, audit, webhooks, health, metrics):
+    for part in (datasets, uploads, jobs, verdicts, reviews, models, drift, keys, tenants, audit, webhooks, health, metrics):
         app.include_router(part.router)
     return app
 

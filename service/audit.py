@@ -30,6 +30,7 @@ class Action(StrEnum):
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
+    DATASET_DELETED = "dataset.deleted"
     UPLOAD_ACCEPTED = "upload.accepted"
     JOB_SUBMITTED = "job.submitted"
     JOB_CANCELLED = "job.cancelled"

@@ -5,8 +5,10 @@ WinnowError
 │   ├── InvalidParams       a job's parameters do not fit its spec
 │   ├── InvalidReference    not a name, name@n or name:alias
 │   ├── InvalidUpload       an upload that is not an image data set
+│   ├── ChecksumMismatch    a piece of an upload arrived as other bytes
 │   └── UnusableDataset     a data set that this job cannot work with
 ├── NotFound                nothing by that name
+├── Gone                    it was there, and is not any more
 ├── Conflict                the state of the thing forbids it
 │   ├── IllegalTransition   a job cannot go from this state to that
 │   └── IdempotencyConflict same key, other payload
@@ -15,7 +17,9 @@ WinnowError
 ├── TooLarge                over a limit
 ├── UnsupportedMedia        a format that Winnow does not read
 ├── NotAcceptable           a format that this call does not answer in
+├── WrongTusVersion         a resumable upload in another version of its protocol
 ├── TooManyRequests         the queue is full; come back later
+│   └── Locked              somebody else is writing to it
 ├── Unavailable             a part is missing for now
 ├── LeaseLost               another attempt owns the job (workers only)
 └── Corrupt                 stored bytes are not what was stored
@@ -53,12 +57,24 @@ class InvalidUpload(InvalidInput):
     code = "invalid_upload"
 
 
+class ChecksumMismatch(InvalidInput):
+    code = "checksum_mismatch"
+
+
 class UnusableDataset(InvalidInput):
     code = "unusable_dataset"
 
 
 class NotFound(WinnowError):
     code = "not_found"
+
+
+class Gone(WinnowError):
+    code = "gone"
+
+
+class WrongTusVersion(WinnowError):
+    code = "tus_version"
 
 
 class Conflict(WinnowError):
@@ -101,6 +117,10 @@ class TooManyRequests(WinnowError):
     ) -> None:
         super().__init__(message, code=code, **details)
         self.retry_after_seconds = retry_after_seconds
+
+
+class Locked(TooManyRequests):
+    code = "locked"
 
 
 class Unavailable(WinnowError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
@@ -106,5 +107,5 @@ def _there(tenant: str) -> tuple[ColumnElement[bool], ...]:
     return DatasetVersion.tenant == tenant, DatasetVersion.deleted_at.is_(None)
 
 
-def _sum(session: Session, column: object, *where: ColumnElement[bool]) -> int:
-    return int(session.scalar(select(func.coalesce(func.sum(column), 0)).where(*where)) or 0)  # type: ignore[arg-type]
+def _sum(session: Session, column: Any, *where: ColumnElement[bool]) -> int:
+    return int(session.scalar(select(func.coalesce(func.sum(column), 0)).where(*where)) or 0)

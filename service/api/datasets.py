@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import secrets
 from itertools import chain
 from typing import Annotated
 
@@ -13,21 +12,23 @@ from sqlalchemy import select, tuple_
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from models.specs import IngestSpec
-from service.api.access import MaySeeDatasets, MayUpload, actor_of
+from service import quotas
+from service.api.access import MayAdminister, MaySeeDatasets, MayUpload, actor_of
 from service.api.routes import Route
 from service.api.schemas import DatasetOut, JobOut, Page, SampleOut, decode_cursor, decode_offset, encode_cursor
 from service.audit import Action, append
 from service.datasets import repository as datasets
 from service.datasets.export import MEDIA_TYPES, SUFFIXES, ExportFormat, Version, exported
 from service.datasets.export_items import origin_of
-from service.datasets.receive import Received, parse_repr_digest, receive
+from service.datasets.receive import parse_repr_digest, receive
 from service.datasets.sample import Limits
 from service.errors import InvalidInput, NotFound, TooLarge
-from service.jobs.create import add_job
 from service.jobs.submit import parse_params
+from service.quotas import Quota
 from service.references import check_name
 from service.tables import DatasetVersion
+from service.uploads import blobs
+from service.uploads.accept import Arrived, accept
 
 router = APIRouter(prefix="/v1/datasets", tags=["data sets"], route_class=Route)
 
@@ -58,30 +59,29 @@ async def upload(
         raise TooLarge(
             f"The upload is {announced} bytes; at most {limit} are accepted. Split it into several data sets."
         )
-    key = f"uploads/{secrets.token_hex(16)}"
+    most = await run_in_threadpool(_check_room, request, int(announced) if announced.isdecimal() else 0, limit)
+    key = blobs.new_key()
     wanted = parse_repr_digest(request.headers.get("repr-digest"))
-    received = await receive(request.stream(), request.state.storage, key, max_bytes=limit, wanted_sha256=wanted)
-    job = await run_in_threadpool(_queue_ingest, request, name, key, received, spec)
-    return accepted(job)
+    received = await receive(request.stream(), request.state.storage, key, max_bytes=most, wanted_sha256=wanted)
+    arrived = Arrived(name, spec.model_dump(mode="json"), key, received, actor_of(request))
+    return accepted(await run_in_threadpool(_queue_ingest, request, arrived))
 
 
-def _queue_ingest(request: Request, name: str, key: str, received: Received, spec: object) -> JobOut:
-    if not isinstance(spec, IngestSpec):
-        raise TypeError("ingest has an IngestSpec")
-    state = request.app.state
-    inputs = {"name": name, "upload": key, "sha256": received.sha256, "bytes": received.size}
+def _check_room(request: Request, announced: int, limit: int) -> int:
+    """How many bytes may come, before one is read. Raises QuotaExceeded."""
+    settings = request.app.state.settings
     with request.state.database.transaction() as session:
-        job = add_job(
-            session,
-            "ingest",
-            inputs=inputs,
-            params=spec.model_dump(mode="json"),
-            max_attempts=state.settings.max_attempts,
-            request_id=request.state.request_id,
-        )
+        quotas.check(session, settings, Quota.QUEUED_JOBS)
+        quotas.check(session, settings, Quota.BYTES, max(announced, 1))
+        left = quotas.left(session, settings, Quota.BYTES)
+    return limit if left is None else min(limit, left)
+
+
+def _queue_ingest(request: Request, arrived: Arrived) -> JobOut:
+    state = request.app.state
+    job = accept(request.state.database, request.state.storage, state.settings, arrived)
+    with request.state.database.session() as session:
         answer = JobOut.of(session, job)
-        told = {"job": job.id, "sha256": received.sha256, "bytes": received.size}
-        append(session, actor_of(request), Action.UPLOAD_ACCEPTED, f"dataset {name}", **told)
     state.doorbell.ring([answer.id])
     return answer
 
@@ -121,6 +121,21 @@ def get_dataset(request: Request, reference: str, _key: MaySeeDatasets) -> Datas
     if not rows:
         raise NotFound(f"There is no data set {reference}.", code="dataset_not_found")
     return Page(items=[DatasetOut.of(row) for row in rows], next_cursor=None)
+
+
+@router.delete("/{reference}", response_model=DatasetOut, summary="Delete a version's images")
+def delete_dataset(request: Request, reference: str, _key: MayAdminister) -> DatasetOut:
+    """Its bytes go, and its upload where no other version is made of the same one. The row stays: lineage leads there.
+    Its number is not given again.
+    """
+    with request.state.database.transaction() as session:
+        row = datasets.find(session, reference)
+        unused = datasets.delete(session, row)
+        append(session, actor_of(request), Action.DATASET_DELETED, f"dataset {reference}", digest=row.digest)
+        answer = DatasetOut.of(row)
+    for prefix in unused:
+        request.state.storage.delete_prefix(prefix)
+    return answer
 
 
 @router.get("/{reference}/samples", response_model=Page[SampleOut], summary="The manifest, page by page")

@@ -21,9 +21,13 @@ STATUS_OF: list[tuple[type[errors.WinnowError], int]] = [  # the first that matc
     (errors.NotFound, 404),
     (errors.NotAcceptable, 406),
     (errors.Conflict, 409),
+    (errors.Gone, 410),
+    (errors.WrongTusVersion, 412),
     (errors.TooLarge, 413),
     (errors.UnsupportedMedia, 415),
+    (errors.ChecksumMismatch, 460),
     (errors.InvalidInput, 422),
+    (errors.Locked, 423),
     (errors.TooManyRequests, 429),
     (errors.Unavailable, 503),
 ]
@@ -35,10 +39,14 @@ TITLES = {
     405: "Method not allowed",
     406: "Not acceptable",
     409: "Conflict",
+    410: "Gone",
+    412: "Precondition failed",
     413: "Too large",
     415: "Unsupported format",
     422: "Cannot be processed",
+    423: "Locked",
     429: "Too many requests",
+    460: "Checksum mismatch",
     500: "Internal error",
     503: "Unavailable for now",
 }
@@ -85,6 +93,8 @@ async def _winnow_error(request: Request, error: Exception) -> Response:
     headers = {}
     if isinstance(error, errors.TooManyRequests | errors.Unavailable):
         headers["Retry-After"] = str(error.retry_after_seconds)
+    if request.url.path.startswith("/v1/uploads"):
+        headers["Tus-Resumable"] = headers["Tus-Version"] = "1.0.0"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return problem(status, error.code, error.message, headers=headers, instance=request.url.path, **error.details)

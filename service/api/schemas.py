@@ -100,6 +100,7 @@ class DatasetOut(BaseModel):
     parent: str | None
     job_id: str
     created_at: datetime
+    deleted_at: datetime | None = None
 
     @classmethod
     def of(cls, row: DatasetVersion) -> DatasetOut:

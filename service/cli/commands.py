@@ -96,6 +96,10 @@ def upload(
     split: Annotated[
         str | None, typer.Option(help="Only train, test or validation, where the upload has them.")
     ] = None,
+    resumable: Annotated[
+        bool | None,
+        typer.Option(help="Go on where an upload of the same file broke off. Default: for files of 64 MiB and more."),
+    ] = None,
     no_wait: NoWaitOption = False,
     as_json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
@@ -108,7 +112,11 @@ def upload(
         with opened_for_upload(path) as file, upload_bar(Console(stderr=True), f"uploading {path.name}") as bar:
             row = bar.task_ids[0]
             job = client.upload_dataset(
-                name, file, params, on_sent=lambda sent, total: bar.update(row, completed=sent, total=total)
+                name,
+                file,
+                params,
+                resumable=resumable,
+                on_sent=lambda sent, total: bar.update(row, completed=sent, total=total),
             )
         follow(client, job, no_wait=no_wait, as_json=as_json)
 

@@ -185,6 +185,17 @@ class Delivery(Wire):
     payload: str = ""
 
 
+class ResumableUpload(Wire):
+    """An upload under way, or what became of it."""
+
+    id: str
+    state: str
+    length: int
+    received: int
+    metadata: dict[str, str]
+    job_id: str | None = None
+
+
 class Key(Wire):
     """An API key without its text."""
 

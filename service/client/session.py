@@ -18,9 +18,11 @@ from service.client.answers import WireT, json_object, parse, problem_of, valida
 from service.client.errors import CannotReach
 from service.client.pieces import CHUNK_BYTES, bytes_left, pieces
 from service.client.records import Alias, DatasetVersion, Job, JobEvent, ModelVersion, Predictions, Sample, Verdict
+from service.client.resumable import send
 from service.client.webhooks import Webhooks
 
 FILES_PER_REQUEST = 64
+RESUMABLE_BYTES = 64 * 1024 * 1024
 IDLE_CONNECTION_S = 3.0  # under the server's own 5 s, so that no request meets a connection that is being closed
 
 Source = str | PathLike[str] | BinaryIO
@@ -63,16 +65,21 @@ class WinnowClient:
         source: Source,
         params: Mapping[str, Any] | None = None,
         *,
+        resumable: bool | None = None,
         on_sent: Callable[[int, int], None] | None = None,
     ) -> Job:
         """Upload a data set from a file, piece by piece; gives its ingest job.
 
         params: `size`, `channels`, `max_rejected_share`, `split`. on_sent: called with (bytes sent, bytes in all).
+        resumable: go on where a connection broke, and where an earlier call for the same file ended; without it, for
+        files of 64 MiB and more. The file must be one that can be sought in.
         """
         query = {key: value for key, value in (params or {}).items() if value is not None}
         with ExitStack() as stack:
             file = stack.enter_context(Path(source).open("rb")) if isinstance(source, str | PathLike) else source
             total = bytes_left(file)
+            if total >= RESUMABLE_BYTES if resumable is None else resumable:
+                return self.job(send(self, name, file, query, on_sent))
             answer = self._send(
                 "POST",
                 f"/v1/datasets/{name}/versions",

@@ -53,9 +53,9 @@ class Origin(NamedTuple):
 def origin_of(session: Session, row: DatasetVersion) -> Origin | None:
     """None where lineage does not lead to an upload."""
     while row.parent is not None:
-        row = datasets.find(session, row.parent)
+        row = datasets.find_row(session, row.parent)
     job = session.get(Job, row.job_id)
-    if job is None or "upload" not in job.inputs:
+    if row.deleted_at is not None or job is None or "upload" not in job.inputs:
         return None
     return Origin(row, job.inputs["upload"], job.params.get("split", "all"))
 

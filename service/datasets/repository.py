@@ -9,17 +9,27 @@ from sqlalchemy.orm import Session
 
 from service.datasets.shards import ShardReader, Written
 from service.db import now
-from service.errors import NotFound
+from service.errors import Conflict, Gone, NotFound
+from service.jobs.state import OWNED, JobState
 from service.references import DatasetRef, parse_dataset_ref
 from service.storage import Storage
-from service.tables import DatasetVersion
+from service.tables import DatasetVersion, Job
 from service.tenancy import tenant_of
 from service.turns import take_turns
+from service.uploads import blobs
 from service.webhooks import outbox as webhooks
 
 
 def find(session: Session, reference: str | DatasetRef) -> DatasetVersion:
-    """The version that `reference` names. Raises InvalidReference or NotFound."""
+    """The version that `reference` names. Raises InvalidReference, NotFound, or Gone where it was deleted."""
+    found = find_row(session, reference)
+    if found.deleted_at is not None:
+        raise Gone(f"The images of {reference} were deleted at {found.deleted_at}.", code="dataset_deleted")
+    return found
+
+
+def find_row(session: Session, reference: str | DatasetRef) -> DatasetVersion:
+    """The same, deleted or not: what lineage needs."""
     ref = parse_dataset_ref(reference) if isinstance(reference, str) else reference
     found = session.get(DatasetVersion, (tenant_of(session), ref.name, ref.version))
     if found is None:
@@ -64,6 +74,20 @@ def publish(
     told = {"dataset": reference_of(row), "num_samples": row.num_samples, "classes": classes, "parent": parent}
     webhooks.publish(session, row.tenant, webhooks.EventType.DATASET_CREATED, {**told, "job": job_id})
     return row
+
+
+def delete(session: Session, row: DatasetVersion) -> list[str]:
+    """What of storage is to be deleted after the commit. Raises Conflict while a job reads the version."""
+    active = select(Job).where(Job.tenant == row.tenant, Job.state.in_([*OWNED, JobState.QUEUED]))
+    for job in session.scalars(active):
+        if reference_of(row) in job.inputs.values():
+            raise Conflict(
+                f"Job {job.id} reads {reference_of(row)}. Cancel it, or delete the version once it has ended.",
+                code="dataset_in_use",
+            )
+    row.deleted_at = now()
+    upload = blobs.release(session, row.job_id)
+    return [row.prefix, *([] if upload is None else [upload])]
 
 
 def _latest(session: Session, name: str) -> int | None:

@@ -76,7 +76,7 @@ def places(database: Database, make_dataset: MakeDataset) -> dict[str, str]:
         key = auth.create(session, "target", [Scope.UPLOAD], expires_at=None, actor=STACK).key
         webhook = webhooks.create(session, "https://hooks.example/", [], "")
         delivery = add_delivery(session, webhook, TEST, {})
-    rest = {"name": "signs", "index": "0", "alias": "champion", "tenant": "default"}
+    rest = {"name": "signs", "index": "0", "alias": "champion", "upload_id": "x", "tenant": "default"}
     ids = {"job_id": job.id, "key_id": key.id, "webhook_id": webhook.id, "delivery_id": delivery.id}
     return {**rest, **ids, "reference": make_dataset("signs", {"a": 2, "b": 2})}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from service.settings import Settings
 from service.storage import LocalStorage
 from service.tables import ApiKey, DatasetVersion, Job, ModelAlias
 from service.tenancy import ForeignTenant, TenantStorage
+from service.webhooks import repository as webhooks
+from service.webhooks.outbox import TEST, add_delivery
 from tests.service.conftest import MakeDataset
 from tests.service.live import serving
 from tests.service.tiny_model import publish_version
@@ -186,9 +189,14 @@ def test_nothing_of_another_tenant_is_found(
     acme = admin_of(http, "acme")
     reference = make_dataset("signs", {"a": 2, "b": 2})
     publish_version(database, storage, "model")
+    upload = begin(http)
+    with database.transaction() as session:
+        webhook = webhooks.create(session, "https://hooks.example/", [], "")
+        delivery = add_delivery(session, webhook, TEST, {})
     job, key = make_job(database), http.get("/v1/keys").json()["items"][0]["id"]
     places = {"name": "signs", "reference": reference, "job_id": job, "key_id": key, "index": "0", "tenant": "default"}
-    places |= {"alias": "champion", "model": "model"}
+    places |= {"alias": "champion", "model": "model", "upload_id": upload}
+    places |= {"webhook_id": webhook.id, "delivery_id": delivery.id}
     paths = http.get("/openapi.json").json()["paths"]
     tried = 0
     for path, calls in paths.items():
@@ -205,9 +213,22 @@ def test_nothing_of_another_tenant_is_found(
             assert answer.status_code in (403, 404), (method, url, answer.status_code, answer.text)
             tried += 1
     assert tried > 20
-    for listing in ("/v1/datasets", "/v1/jobs", "/v1/models", f"/v1/jobs?dataset={reference}"):
+    for listing in (
+        "/v1/datasets",
+        "/v1/jobs",
+        "/v1/models",
+        "/v1/uploads",
+        "/v1/webhooks",
+        f"/v1/jobs?dataset={reference}",
+    ):
         assert http.get(listing, headers=acme).json()["items"] == [], listing
     assert "signs" not in json.dumps(http.get("/v1/usage", headers=acme).json())
+
+
+def begin(http: httpx.Client) -> str:
+    name = base64.b64encode(b"signs").decode()
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "10", "Upload-Metadata": f"name {name}"}
+    return http.post("/v1/uploads", headers=headers).headers["location"].rsplit("/", 1)[1]
 
 
 def body_for(method: str, path: str) -> dict[str, object]:
@@ -218,7 +239,7 @@ def body_for(method: str, path: str) -> dict[str, object]:
         return {"json": {"verdict": "keep"}}
     if "/aliases/" in path:
         return {"json": {"version": 1}}
-    if path.endswith("/rotate"):
+    if path.endswith("/rotate") or path == "/v1/webhooks/{webhook_id}":
         return {"json": {}}
     if path.endswith("/quotas"):
         return {"json": {"bytes": 1}}

@@ -1,0 +1,1 @@
+"""Uploads: resumable ones (tus 1.0), and the bytes of all of them, kept once."""
