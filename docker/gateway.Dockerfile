@@ -2,10 +2,12 @@
 FROM python:3.11-slim AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
+# What it depends on is a layer of its own, which a change of the code leaves as it is.
+RUN mkdir models service worker && touch models/__init__.py service/__init__.py worker/__init__.py \
+  && python -m venv /venv && /venv/bin/pip install --no-cache-dir -c constraints.txt '.[gateway,postgres,s3]'
 COPY models models
 COPY service service
-COPY worker/__init__.py worker/__init__.py
-RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir -c constraints.txt '.[gateway,postgres,s3]'
+RUN /venv/bin/pip install --no-cache-dir --no-deps --force-reinstall .
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --create-home winnow && install -d -o winnow /data

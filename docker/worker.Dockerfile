@@ -7,12 +7,15 @@ ARG PIP_INDEX=""
 ARG PIP_FIND_LINKS=""
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN python -m venv /venv \
-  && /venv/bin/pip install --no-cache-dir -c constraints.txt ${PIP_INDEX:+--index-url "$PIP_INDEX" --extra-index-url https://pypi.org/simple} torch
+# What it depends on is a layer of its own, which a change of the code leaves as it is.
+RUN mkdir models service worker && touch models/__init__.py service/__init__.py worker/__init__.py \
+  && python -m venv /venv \
+  && /venv/bin/pip install --no-cache-dir -c constraints.txt \
+    ${PIP_INDEX:+--index-url "$PIP_INDEX" --extra-index-url https://pypi.org/simple} '.[worker,postgres,s3]'
 COPY models models
 COPY service service
 COPY worker worker
-RUN /venv/bin/pip install --no-cache-dir -c constraints.txt '.[worker,postgres,s3]'
+RUN /venv/bin/pip install --no-cache-dir --no-deps --force-reinstall .
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --create-home winnow && install -d -o winnow /data
