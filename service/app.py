@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from service.api import (
     access,
     audit,
+    captures,
     datasets,
     drift,
     health,
@@ -24,6 +25,7 @@ from service.api import (
     verdicts,
     webhooks,
 )
+from service.api.inference import describing, infer
 from service.db import Database
 from service.events.feeds import Feeds
 from service.jobs.overrides import Standings
@@ -69,7 +71,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.database = database
     app.state.storage = storage
     app.state.engine = engine
-    app.state.metrics, app.state.telemetry, app.state.drift = production.metrics, production.telemetry, production.drift
+    app.state.metrics, app.state.telemetry = production.metrics, production.telemetry
+    app.state.drift, app.state.statistics = production.drift, production.statistics
+    app.state.sampler = production.sampler
     app.state.orders = Orders()
     app.state.standings = Standings()
     app.state.feeds = Feeds(database, most_listeners=settings.most_listeners)
@@ -83,7 +87,24 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(access.RequestIds)
     app.add_middleware(metrics.Measured)  # added last, so met first
     problems.install(app)
-    for part in (datasets, uploads, jobs, verdicts, reviews, models, drift, keys, tenants, audit, webhooks, health, metrics):
+    app.router.routes[:0] = infer.routes  # before all others: it is the hot path
+    for part in (
+        datasets,
+        uploads,
+        jobs,
+        verdicts,
+        reviews,
+        models,
+        drift,
+        captures,
+        keys,
+        tenants,
+        audit,
+        webhooks,
+        health,
+        metrics,
+        describing,
+    ):
         app.include_router(part.router)
     return app
 

@@ -37,6 +37,7 @@ class Action(StrEnum):
     JOB_RETRIED = "job.retried"
     ALIAS_MOVED = "alias.moved"
     DRIFT_RESET = "drift.reset"
+    CAPTURES_DELETED = "captures.deleted"
     WEBHOOK_CREATED = "webhook.created"
     WEBHOOK_CHANGED = "webhook.changed"
     WEBHOOK_ROTATED = "webhook.rotated"

@@ -1,4 +1,4 @@
-"""Renders every error as RFC 9457 problem+json. The one table from error to status is here."""
+"""Renders every error as RFC 9457 problem+json, or as `/v2` has it. The one table from error to status is here."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ TITLES = {
     503: "Unavailable for now",
 }
 
+INFERENCE = "/v2"
+
 log = structlog.get_logger()
 
 
@@ -66,8 +68,20 @@ def problem(status: int, code: str, detail: str, *, headers: dict[str, str] | No
         "code": code,
         "detail": detail,
     }
+    path = str(extra.get("instance", ""))
+    if path == INFERENCE or path.startswith(f"{INFERENCE}/"):
+        return _inference_error(status, code, detail, headers, extra)
     content = orjson.dumps({**body, **extra}, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(content, status, headers, media_type="application/problem+json")
+
+
+def _inference_error(
+    status: int, code: str, detail: str, headers: dict[str, str] | None, extra: dict[str, Any]
+) -> Response:
+    """As the Open Inference Protocol has it: `error` is a text, and what cannot be processed is 400. `code` is ours."""
+    told = {name: value for name, value in extra.items() if name != "instance"}
+    content = orjson.dumps({"error": detail, "code": code, **told}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, 400 if status == 422 else status, headers, media_type="application/json")
 
 
 def install(app: FastAPI) -> None:
