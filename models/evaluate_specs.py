@@ -102,6 +102,9 @@ class EvaluateSpec(Spec):
     max_images: Annotated[int, Field(ge=1)] = 1000
     costly_images: Annotated[int, Field(ge=1)] | None = Field(None, description="of them, for attacks that cost much")
     alpha: Probability | None = Field(None, description="None: the model's own")
+    reform: bool = Field(
+        False, description="the served model with its reformer on: the student sees each image's reconstruction"
+    )
     seed: Seed = 0
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models.attacks.guarded import ServedStack, filter_score
+from models.abstention import AbstentionCalibration, calibrate_abstention
+from models.attacks.guarded import ServedStack, filter_reform, filter_score
 from models.classifiers import Classifier
 from models.device import device_of
 from models.filtering import Filter
@@ -19,10 +20,12 @@ from models.robustness import Answer, Evaluation, Target, guard
 from models.specs import ClassifierSpec, DistillSpec, EvaluateSpec
 from models.surrogates import fit_surrogates
 from models.training import Watch
+from service.errors import UnusableDataset
 from service.references import parse_model_ref
 from service.registry import bundle as bundles
 from service.registry import repository as registry
 from service.registry.bundle import Bundle
+from service.registry.calibration import McDropout
 from worker.artifacts import load_network
 from worker.context import Context
 from worker.datasets import open_version
@@ -71,13 +74,25 @@ def load_subject(context: Context, spec: EvaluateSpec, watch: Watch) -> Subject:
     own = None if kept is None else kept.filter
     masks = bundle.calibration.mc.masks()
     score = None if own is None else own.score
-    answer = guard(student, masks, bundle.calibration.abstention, score, alpha=alpha)
+    calibration = _reformed(student, bundle, own) if spec.reform else bundle.calibration.abstention
+    reform = own.reconstruct if own is not None and spec.reform else None
+    answer = guard(student, masks, calibration, score, alpha=alpha, reform=reform)
+    known, mc = torch.from_numpy(masks).to(device_of(student)), bundle.calibration.mc
+
+    def stack(given: Callable[[], torch.Tensor]) -> ServedStack:
+        return ServedStack.of(
+            *(student, given, calibration),
+            alpha=alpha,
+            detector=None if own is None else filter_score(own.network),
+            reform=None if reform is None or own is None else filter_reform(own.network),
+        )
+
     target = Target(
         student,
         answer=answer,
         alpha=alpha,
-        stack=_stack(student, bundle, own, alpha, torch.from_numpy(masks).to(device_of(student))),
-        stack_in_expectation=lambda rng: _stack(student, bundle, own, alpha, rng),
+        stack=stack(lambda: known),
+        stack_in_expectation=lambda rng: stack(lambda: _drawn(mc, rng)),
         teacher=teacher,
         foreign=_foreign(context, trained_on, spec, watch) if "transfer-foreign" in spec.chosen else (),
         temperature=distilled.temperature,
@@ -90,22 +105,32 @@ def _network(context: Context, bundle: Bundle, prefix: str, name: str, spec: Cla
     return load_network(data, spec, num_classes=len(bundle.classes), image_shape=bundle.image_shape)
 
 
-def _stack(
-    student: Classifier, bundle: Bundle, own: Filter | None, alpha: float, masks: torch.Tensor | torch.Generator
-) -> ServedStack:
-    """masks: the served ones, or what draws others at every call."""
-    mc = bundle.calibration.mc
+def _drawn(mc: McDropout, rng: torch.Generator) -> torch.Tensor:
+    """Dropout masks (EXPECTED_OVER, d) as the served ones are made, but others."""
+    kept = torch.rand((EXPECTED_OVER, mc.feature_dim), generator=rng, device=rng.device) >= mc.dropout
+    return kept.float() / (1 - mc.dropout)
 
-    def drawn(rng: torch.Generator) -> torch.Tensor:
-        kept = torch.rand((EXPECTED_OVER, mc.feature_dim), generator=rng, device=rng.device) >= mc.dropout
-        return kept.float() / (1 - mc.dropout)
 
-    return ServedStack.of(
-        student,
-        (lambda: masks) if isinstance(masks, torch.Tensor) else (lambda: drawn(masks)),
-        bundle.calibration.abstention,
-        alpha=alpha,
-        detector=None if own is None else filter_score(own.network),
+def _reformed(student: Classifier, bundle: Bundle, own: Filter | None) -> AbstentionCalibration:
+    """The bundle's calibration for a student that sees reconstructions, as the gateway makes it."""
+    held, before = bundle.held_out(), bundle.calibration.abstention
+    if own is None or held.reformed is None:
+        raise UnusableDataset(
+            "This model was made without a filter, so it has nothing to reform images with. Leave out reform, or "
+            "distill from a sanitised data set.",
+            code="cannot_reform",
+        )
+    device, masks = device_of(student), torch.from_numpy(bundle.calibration.mc.masks())
+    features = torch.from_numpy(held.reformed).to(device)
+    with torch.no_grad():
+        passes = torch.stack([student.head(features, mask[None].to(device))[0].softmax(-1) for mask in masks])
+        scores = student.scores(features).cpu().numpy()
+    further = dict(zip(student.score_names, scores.T, strict=True))
+    return calibrate_abstention(
+        *(passes.mean(0, keepdim=True).cpu().numpy(), held.labels, held.scores),
+        seed=bundle.calibration.mc.seed,
+        student_scores={name: further[name] for name in before.student_scores},
+        per_class=before.per_class,
     )
 
 

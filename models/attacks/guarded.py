@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.abstention import AbstentionCalibration, Reason
+from models.attacks.eight_bit import seen_in_8bit
 from models.attacks.gradient import margin
 from models.autoencoders.residual import ResidualDenoiser
 from models.calibration import Float64s, Floats, JointTest, samples_needed
@@ -127,6 +128,13 @@ def filter_score(network: nn.Module) -> Score:
     if isinstance(network, ResidualDenoiser):
         return lambda x: residual_energy(network(x))
     return lambda x: reconstruction_error(x, network(x))
+
+
+def filter_reform(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The reconstruction by a filter's network, as 8-bit as the served one, and differentiable."""
+    if isinstance(network, ResidualDenoiser):
+        return lambda x: seen_in_8bit(network.remove(x, network(x)))
+    return lambda x: seen_in_8bit(network(x))
 
 
 def _over(score: Tensor, limit: Tensor) -> Tensor:

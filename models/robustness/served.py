@@ -38,12 +38,17 @@ def guard(
     detector_score: Callable[[Images], Floats] | None,
     *,
     alpha: float,
+    reform: Callable[[Images], Images] | None = None,
 ) -> Answer:
-    """The student as it is served, in torch: MC dropout under `masks`, the detector's scores, abstention at `alpha`."""
+    """The student as it is served, in torch: MC dropout under `masks`, the detector's scores, abstention at `alpha`.
+
+    reform: what the student is shown in an image's place; the detector judges the image itself.
+    """
 
     def answer(images: Images) -> Decision:
         scores = None if detector_score is None else detector_score(images)
-        probabilities, own = mc_probabilities(student, images, masks), student_scores(student, images)
+        shown = images if reform is None else reform(images)
+        probabilities, own = mc_probabilities(student, shown, masks), student_scores(student, shown)
         further = {name: own[name] for name in own if name in calibration.student_scores}
         return decide(probabilities, scores, calibration, alpha=alpha, student_scores=further)
 

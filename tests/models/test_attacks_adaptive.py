@@ -143,6 +143,10 @@ def student() -> Classifier:
     return build_classifier(spec, num_classes=10, image_shape=(16, 16, 1), seed=0).eval()
 
 
+def blind_to_all(stack: ServedStack, x: Tensor, y: Tensor) -> Tensor:
+    return stack(x, y)[0]
+
+
 @pytest.mark.parametrize("per_class", [False, True])
 def test_the_served_stack_is_the_served_decision_made_differentiable(student: Classifier, per_class: bool) -> None:
     x, y = recognised(400)
@@ -172,6 +176,15 @@ def test_the_served_stack_is_the_served_decision_made_differentiable(student: Cl
         assert (stack(x[asked], answer)[0] <= 0).all()
     assert 15 < decision.abstained.sum() < 100
     assert np.mean((excess > 0).any(1).numpy() == decision.abstained) > 0.97  # but for ties in rank
+    brighter = ServedStack.of(
+        student, lambda: torch.from_numpy(masks), calibration, alpha=0.3, reform=lambda seen: (seen + 0.2).clamp(0, 1)
+    )
+    seen = x[asked].requires_grad_(True)
+    (gradient,) = torch.autograd.grad(brighter(seen, answer)[0].sum(), seen)
+    with torch.no_grad():
+        shifted = (x[asked] + 0.2).clamp(0, 1)
+        assert torch.allclose(brighter(x[asked], answer)[0], blind_to_all(stack, shifted, answer), atol=1e-5)
+    assert (gradient[x[asked] < 0.7] != 0).any() and (gradient[x[asked] > 0.81] == 0).all()
     blind = ServedStack.of(student, lambda: torch.from_numpy(masks), calibration, alpha=0.3)
     assert blind.reasons == ("uncertain", "unfamiliar")
     student.familiarity = None
