@@ -48,6 +48,11 @@ class Split:
     calibrate: Rows
     candidates: Rows
 
+    @property
+    def trusted(self) -> Rows:
+        """Where two halves both fit and calibrate, each what the other does not."""
+        return np.sort(np.concatenate([self.fit, self.calibrate]))
+
 
 @cache
 def load(folder: Path, name: str) -> ImageSet:

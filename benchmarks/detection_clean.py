@@ -18,11 +18,12 @@ from benchmarks.detection_setting import (
     Looked,
     Setting,
     Shown,
-    fitted_filter,
+    fitted_filters,
     groups_of,
     kept,
     look,
     shown,
+    trusted_folds,
 )
 from models.seeding import derive_seed
 
@@ -80,14 +81,16 @@ def _split(setting: Setting) -> Split:
 
 
 def _looked(setting: Setting, parts: Split, kind: str | None, process: Callable[[Images], Images]) -> Looked:
-    fit, held = shown(setting.data, parts.fit), shown(setting.data, parts.calibrate)
+    trusted = shown(setting.data, parts.trusted)
     candidates, is_poison = shown(setting.data, parts.candidates), np.zeros(len(parts.candidates), np.bool_)
     if kind is not None:
         candidates, is_poison = poisoned_candidates(setting, parts, kind, POISONED)
     candidates = Shown(process(candidates.images), candidates.labels)
-    groups = groups_of(setting.data, parts.calibrate), groups_of(setting.data, parts.candidates)
-    fitted = fitted_filter(fit, setting.spec, setting.data.num_classes)
-    return look(setting, candidates, fit, held, is_poison, fitted, groups)
+    groups = groups_of(setting.data, parts.trusted), groups_of(setting.data, parts.candidates)
+    filters = fitted_filters(
+        trusted, trusted_folds(setting, trusted, groups[0]), setting.spec, setting.data.num_classes
+    )
+    return look(setting, candidates, trusted, is_poison, filters, groups)
 
 
 def _accuracy(setting: Setting, images: Images, labels: NDArray[np.int64]) -> float:

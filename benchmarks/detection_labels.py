@@ -15,16 +15,17 @@ from benchmarks.detection_setting import (
     Setting,
     Shown,
     auroc,
-    fitted_filter,
+    fitted_filters,
     groups_of,
     kept,
     look,
     shown,
+    trusted_folds,
 )
 from models.attacks.label_noise import Flip, SymmetricFlip
 from models.attacks.poisoning import poison
 from models.attacks.triggers import Blend, Patch, Stripes, Trigger
-from models.filtering import FilterFit
+from models.filtering import CrossFit
 
 ALPHA = 0.02
 POISONED = 0.02
@@ -125,10 +126,10 @@ def looked_at(setting: Setting, kind: str, *, poisoned: float = POISONED) -> Loo
 
     def make() -> Looked:
         parts = split(setting.data, trusted=trusted, candidates=count, seed=setting.seed)
-        fit, held = shown(setting.data, parts.fit), shown(setting.data, parts.calibrate)
         found = poisoned_candidates(setting, parts, kind, poisoned)
-        groups = groups_of(setting.data, parts.calibrate), groups_of(setting.data, parts.candidates)
-        return look(setting, found[0], fit, held, found[1], _filter(setting, trusted, count), groups)
+        groups = groups_of(setting.data, parts.trusted), groups_of(setting.data, parts.candidates)
+        filters = _filters(setting, trusted, count)
+        return look(setting, found[0], shown(setting.data, parts.trusted), found[1], filters, groups)
 
     return kept(setting, f"labels-{kind}-{poisoned:g}", make)
 
@@ -149,7 +150,9 @@ def poisoned_candidates(
 
 
 @cache
-def _filter(setting: Setting, trusted: int, count: int) -> FilterFit:
+def _filters(setting: Setting, trusted: int, count: int) -> CrossFit:
     """The same for every kind of poison: it learns from the trusted images alone."""
     parts = split(setting.data, trusted=trusted, candidates=count, seed=setting.seed)
-    return fitted_filter(shown(setting.data, parts.fit), setting.spec, setting.data.num_classes)
+    vouched = shown(setting.data, parts.trusted)
+    folds = trusted_folds(setting, vouched, groups_of(setting.data, parts.trusted))
+    return fitted_filters(vouched, folds, setting.spec, setting.data.num_classes)

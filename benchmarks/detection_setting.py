@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 import models
 from benchmarks.datasets import ImageSet
-from models.filtering import FilterFit, fit_filter
-from models.panel.panel import PanelFit, fit_panel
+from models.filtering import CrossFit, FilterFit, cross_fit_filter, fit_filter
+from models.panel.panel import fit_panel
 from models.panel.pool import Pool, folds_of
 from models.specs import CalibrationSpec, DetectorName, FitSpec, PanelSpec, ResidualSpec, SanitiseSpec
+from models.splits import halves_by_class
 from models.training import Forgetful, Silent
 from worker.calibrating import Detectors, Scored
 from worker.examiner import Examiner
@@ -106,61 +107,66 @@ def fitted_filter(reference: Shown, spec: SanitiseSpec, num_classes: int) -> Fil
     )
 
 
-def pool_of(candidates: Shown, fit: Shown, held: Shown, *, num_classes: int, seed: int) -> Pool:
-    """As the worker draws it, where everything fits: candidates, trusted, and held-out images treated as candidates."""
-    parts = [candidates, fit, held]
-    folds = [
-        folds_of(len(candidates), seed=seed, what="candidates"),
-        folds_of(len(fit) + len(held), seed=seed, what="reference"),
-    ]
-    trusted = np.zeros(sum(map(len, parts)), np.bool_)
-    trusted[len(candidates) : len(candidates) + len(fit)] = True
-    return Pool(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate(folds),
-        trusted,
-        num_classes,
+def fitted_filters(reference: Shown, folds: Labels, spec: SanitiseSpec, num_classes: int) -> CrossFit:
+    return cross_fit_filter(
+        reference.images,
+        reference.labels,
+        folds,
+        spec,
+        num_classes=num_classes,
+        watch_for=lambda phase, fold: Silent(),  # noqa: ARG005
+        checkpoints_for=lambda fold: Forgetful(),  # noqa: ARG005
     )
 
 
-def fitted_panel(pool: Pool, spec: SanitiseSpec, filter_fit: FilterFit, start: Bools | None = None) -> PanelFit:
-    return fit_panel(
-        pool,
-        np.arange(len(pool)),
-        spec.panel,
-        start=start,
-        reconstruct=filter_fit.filter.reconstruct,
-        seed=spec.seed,
-        watch_for=lambda phase: Silent(),  # noqa: ARG005
-        checkpoints=Forgetful(),
-    )
+def trusted_folds(setting: Setting, trusted: Shown, groups: Labels) -> Labels:
+    """As the worker deals them. groups: of the trusted images."""
+    known = groups if setting.data.groups is not None else None
+    return halves_by_class(trusted.labels, known, seed=setting.seed)
 
 
 def look(
     setting: Setting,
     candidates: Shown,
-    fit: Shown,
-    held: Shown,
+    trusted: Shown,
     is_poison: Bools,
-    filter_fit: FilterFit,
+    filters: CrossFit,
     groups: tuple[Labels, Labels],
 ) -> Looked:
-    """Fits a panel of all detectors and scores. groups: of the held-out images and of the candidates."""
+    """Fits a panel of all detectors and scores. groups: of the trusted images and of the candidates."""
     spec = setting.spec.model_copy(update={"panel": setting.panel.model_copy(update={"detectors": ALL_DETECTORS})})
-    pool = pool_of(candidates, fit, held, num_classes=setting.data.num_classes, seed=spec.seed)
+    known = groups[1] if setting.data.groups is not None else None
+    pool = Pool(
+        np.concatenate([candidates.images, trusted.images]),
+        np.concatenate([candidates.labels, trusted.labels]),
+        np.concatenate(
+            [
+                folds_of(len(candidates), known, seed=spec.seed, what="candidates"),
+                trusted_folds(setting, trusted, groups[0]),
+            ]
+        ),
+        np.arange(len(candidates) + len(trusted)) >= len(candidates),
+        setting.data.num_classes,
+    )
     began = time.monotonic()
-    panel_fit = fitted_panel(pool, spec, filter_fit)
+    panel_fit = fit_panel(
+        pool,
+        np.arange(len(pool)),
+        spec.panel,
+        reconstruct=filters.filter.reconstruct,
+        seed=spec.seed,
+        watch_for=lambda phase: Silent(),  # noqa: ARG005
+        checkpoints=Forgetful(),
+    )
     seconds = time.monotonic() - began
-    examiner = Examiner(filter_fit.filter, panel_fit.panel)
-    places = np.arange(len(pool) - len(held), len(pool)), np.arange(len(candidates))
-    found = [examiner.score(pool.images[rows], pool.labels[rows], pool.folds[rows], rows) for rows in places]
+    examiner = Examiner(filters.filter, panel_fit.panel)
+    scores = examiner.score(pool.images, pool.labels, pool.folds, np.arange(len(pool)))
     confirmed = panel_fit.confirmed[: len(candidates)]
     poison_confirmed = float(confirmed[is_poison].mean()) if is_poison.any() else 0.0
     return Looked(
         examiner.names,
-        found[0],
-        found[1],
+        scores[len(candidates) :],
+        scores[: len(candidates)],
         is_poison,
         np.zeros(len(candidates), np.bool_),
         candidates.labels,

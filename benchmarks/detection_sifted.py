@@ -18,14 +18,13 @@ from benchmarks.detection_setting import (
     Setting,
     Shown,
     auroc,
-    fitted_filter,
+    fitted_filters,
     groups_of,
     kept,
 )
 from models.panel.panel import fit_panel
 from models.panel.pool import Pool, folds_of
 from models.panel.sifting import starting_set, trusted_at_last
-from models.splits import split_by_class
 from models.training import Forgetful, Silent, Watch
 from worker.examiner import Examiner
 from worker.pooling import bounded
@@ -78,7 +77,8 @@ def _look(setting: Setting, shown: Shown, is_poison: Bools, groups: Labels) -> L
     detectors = tuple(name for name in ALL_DETECTORS if name != "reconstruction_divergence")  # no filter yet
     spec = setting.spec.model_copy(update={"panel": setting.panel.model_copy(update={"detectors": detectors})})
     count, seed = len(shown), setting.seed
-    folds, nobody = folds_of(count, seed=seed, what="candidates"), np.zeros(count, np.bool_)
+    known, nobody = (None if setting.data.groups is None else groups), np.zeros(count, np.bool_)
+    folds = folds_of(count, known, seed=seed, what="candidates")
     pool = Pool(shown.images, shown.labels, folds, nobody, setting.data.num_classes)
     rows, began = np.arange(count), time.monotonic()
 
@@ -91,26 +91,25 @@ def _look(setting: Setting, shown: Shown, is_poison: Bools, groups: Labels) -> L
         rows,
         spec.panel,
         start=start.chosen,
-        reconstruct=lambda images: images,
+        reconstruct=lambda images, folds: images,  # noqa: ARG005
         seed=seed,
         watch_for=watch_for,
         checkpoints=Forgetful(),
     )
     chosen = bounded(np.flatnonzero(trusted_at_last(fit, pool, start)), 2 * spec.filter.max_images, seed=seed)
     seconds = time.monotonic() - began
-    own = None if setting.data.groups is None else groups[chosen]
-    to_fit, held = split_by_class(shown.labels[chosen], own, share=spec.calibration.calibration_share, seed=seed)
-    reference = Shown(shown.images[chosen[to_fit]], shown.labels[chosen[to_fit]])
-    examiner = Examiner(fitted_filter(reference, spec, setting.data.num_classes).filter, fit.panel)
+    reference = Shown(shown.images[chosen], shown.labels[chosen])
+    filters = fitted_filters(reference, folds[chosen], spec, setting.data.num_classes)
+    examiner = Examiner(filters.filter, fit.panel)
     scores = examiner.score(shown.images, shown.labels, folds, rows)
     return Looked(
         examiner.names,
-        scores[chosen[held]],
+        scores[chosen],
         scores,
         is_poison,
         np.isin(rows, chosen),
         shown.labels,
-        groups[chosen[held]],
+        groups[chosen],
         groups,
         seconds,
         float(fit.confirmed.mean()),

@@ -68,9 +68,6 @@ class CalibrationSpec(Spec):
     )
     threshold: Annotated[float, Field(gt=0)] | None = Field(None, description="flag where the score exceeds it")
     infer_threshold: InferThreshold | None = None
-    calibration_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="share of the reference that is held out of every fit and calibrates"
-    )
     per_class: bool = Field(False, description="calibrate each class by its own images, so that each keeps the rate")
     calibrate_on: Literal["reference", "candidates"] = Field(
         "reference",

@@ -40,6 +40,28 @@ def split_by_class(
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
+def halves_by_class(labels: NDArray[np.int64], groups: NDArray[Any] | None, *, seed: int) -> Indices:
+    """The half, 0 or 1, that each image belongs to, (n,): about as many of every class in each, no group in both.
+
+    labels, groups: as of `split_by_class`. A class with a single group lies in one half, as often in this as in that.
+    Raises ValueError where the lengths differ.
+    """
+    if groups is not None and len(groups) != len(labels):
+        raise ValueError(f"{len(groups)} groups do not fit {len(labels)} labels")
+    rng = np.random.default_rng(np.random.PCG64(seed))
+    halves = np.zeros(len(labels), np.int64)
+    owed = 0.0
+    for label in rng.permutation(np.unique(labels)):
+        members = np.flatnonzero(labels == label)
+        units = _units(members, groups, rng)
+        target = len(members) / 2 + owed
+        taken = _take(units, target) if len(units) > 1 else units[: target > len(members) / 2]
+        owed = target - sum(len(unit) for unit in taken)
+        for unit in taken:
+            halves[unit] = 1
+    return halves
+
+
 def _units(members: Indices, groups: NDArray[Any] | None, rng: np.random.Generator) -> list[Indices]:
     """The inseparable parts of a class in random order."""
     if groups is None:

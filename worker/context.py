@@ -44,6 +44,10 @@ class StorageCheckpoints:
     def save(self, name: str, data: bytes) -> None:
         self._storage.write(self._key(name), data)
 
+    def of(self, part: str) -> StorageCheckpoints:
+        """The checkpoints of one of several parts of the job that use the same names."""
+        return StorageCheckpoints(self._storage, f"{self._prefix}/{part}")
+
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{re.sub(r'[^a-zA-Z0-9_-]', '_', name)}"
 

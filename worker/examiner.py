@@ -1,4 +1,4 @@
-"""Every detector of a job as one: the filter's own score, then the panel's, a column each."""
+"""Every detector of a job as one: the filters' own score, then the panel's, a column each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.filtering import Filter
+from models.filtering import CrossFilter
 from models.panel.panel import Panel
 
 Scores = NDArray[np.float32]
@@ -16,9 +16,9 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Examiner:
-    """panel is None where the filter judges alone."""
+    """panel is None where the filters judge alone."""
 
-    filter: Filter
+    filter: CrossFilter
     panel: Panel | None
 
     @property
@@ -27,7 +27,7 @@ class Examiner:
 
     def score(self, images: NDArray[np.uint8], labels: Labels, folds: Labels, rows: Labels) -> Scores:
         """(n, t); an image's scores do not depend on the images beside it."""
-        own = self.filter.score(images)[:, None]
+        own = self.filter.score(images, folds)[:, None]
         if self.panel is None:
             return own
         return np.concatenate([own, self.panel.score(images, labels, folds, rows)], axis=1)

@@ -21,7 +21,7 @@ def gallery(fitted: Fitted, judgement: Judgement) -> list[GalleryItem]:
     chosen = np.concatenate([_of_the_filter(judgement), _of_others(judgement)])
     sets = fitted.sets
     images = sets.candidate_reader.images(chosen)
-    rebuilt = fitted.filter_fit.filter.reconstruct(images)
+    rebuilt = fitted.filter_fit.filter.reconstruct(images, fitted.listings.candidates.folds[chosen])
     suggested = _suggested(fitted, images, chosen)
     classes = sets.candidate.classes
     return [

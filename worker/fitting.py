@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.filtering import FilterFit, fit_filter
+from models.filtering import CrossFit, cross_fit_filter
 from models.images import Images
 from models.panel.panel import Panel, PanelFit, fit_panel
-from models.panel.pool import Pool
+from models.panel.pool import FOLDS, Labels, Pool
 from models.panel.sifting import starting_set, trusted_at_last
 from models.search import Trial, search_filter
 from models.specs import SanitiseSpec
+from models.training import Watch
 from service.errors import UnusableDataset
 from service.jobs.submit import NO_DIVERGENCE
-from worker.context import Context
+from worker.context import Context, StorageCheckpoints
 from worker.examiner import Examiner
-from worker.pooling import Listings, bounded, draw_pool, list_images
+from worker.pooling import Listings, bounded, draw_pool, list_images, teaching
 from worker.sets import Sets
 
 FEWEST_SIFTED = 128
 
+FILTER_PHASES = {"surrogates": 15.0, "perturbing": 5.0, "denoiser": 45.0}
+"""With their shares of the time. The first filter's are called so, the others' with a number before."""
+
 
 @dataclass(frozen=True, eq=False)
 class FoundFilter:
-    """A filter, the spec it was fitted by, and the trials that led there where hyperparameters were searched."""
+    """The filters, the spec they were fitted by, and the trials that led there where hyperparameters were searched."""
 
-    fit: FilterFit
+    fit: CrossFit
     spec: SanitiseSpec
     trials: list[Trial]
 
@@ -46,7 +50,7 @@ class Fitted:
     uses_panel: bool
 
     @property
-    def filter_fit(self) -> FilterFit:
+    def filter_fit(self) -> CrossFit:
         return self.found.fit
 
     @property
@@ -94,7 +98,7 @@ def _sift(
             code="reference_too_small",
         )
     notes = {"looked_at": len(pool), "started_from": int(start.chosen.sum()), "trusted": len(chosen)}
-    return sets.trusting(chosen, spec), panel_fit, notes
+    return replace(sets, trusted=chosen), panel_fit, notes
 
 
 def _fit_panel(
@@ -103,12 +107,12 @@ def _fit_panel(
     rows: NDArray[np.int64],
     spec: SanitiseSpec,
     start: NDArray[np.bool_] | None,
-    filter_fit: FilterFit | None,
+    filter_fit: CrossFit | None,
 ) -> PanelFit:
-    def reconstruct(images: Images) -> Images:
+    def reconstruct(images: Images, folds: Labels) -> Images:
         if filter_fit is None:
             raise UnusableDataset(NO_DIVERGENCE, code="reference_needed")
-        return filter_fit.filter.reconstruct(images)
+        return filter_fit.filter.reconstruct(images, folds)
 
     return fit_panel(
         pool,
@@ -122,16 +126,45 @@ def _fit_panel(
     )
 
 
+def filter_phases() -> dict[str, float]:
+    """The phases of fitting the filters of all folds, and their shares of the time."""
+    return {filter_phase(name, fold): share / FOLDS for fold in range(FOLDS) for name, share in FILTER_PHASES.items()}
+
+
+def filter_phase(name: str, fold: int) -> str:
+    return name if fold == 0 else f"{name} {fold + 1}"
+
+
 def _fit_filter(context: Context, sets: Sets, listings: Listings, spec: SanitiseSpec) -> FoundFilter:
-    rows = bounded(sets.fit, spec.filter.max_images, seed=spec.seed)
-    images, labels = sets.reference_reader.images(rows), listings.reference.labels[rows]
-    means: dict[str, Any] = {
-        "num_classes": len(sets.candidate.classes),
-        "watch_for": context.progress.enter,
-        "checkpoints": context.checkpoints,
-    }
+    rows = teaching(sets, listings, spec)
+    images, listed = sets.reference_reader.images(rows), listings.reference.at(rows)
+    num_classes = len(sets.candidate.classes)
     trials: list[Trial] = []
     if spec.search:
-        found = search_filter(images, labels, spec, **means)
+        first = listed.folds != 0
+        found = search_filter(
+            images[first],
+            listed.labels[first],
+            spec,
+            num_classes=num_classes,
+            watch_for=context.progress.enter,
+            checkpoints=context.checkpoints,
+        )
         spec, trials = found.spec, found.trials
-    return FoundFilter(fit_filter(images, labels, spec, **means), spec, trials)
+
+    def watch_for(phase: str, fold: int) -> Watch:
+        return context.progress.enter(filter_phase(phase, fold))
+
+    def checkpoints_for(fold: int) -> StorageCheckpoints:
+        return context.checkpoints.of(f"filter-{fold}")
+
+    fit = cross_fit_filter(
+        images,
+        listed.labels,
+        listed.folds,
+        spec,
+        num_classes=num_classes,
+        watch_for=watch_for,
+        checkpoints_for=checkpoints_for,
+    )
+    return FoundFilter(fit, spec, trials)

@@ -1,4 +1,4 @@
-"""Draws what the panel is fitted on: a bounded sample of candidates and calibration images, and the trusted ones."""
+"""Deals every image to a fold, and draws what filter and panel are fitted on: bounded samples."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.panel.pool import Pool, folds_of
+from models.panel.pool import FOLDS, Pool, folds_of
 from models.seeding import derive_seed
 from models.specs import SanitiseSpec
-from worker.datasets import relabelled
+from models.splits import halves_by_class
+from worker.datasets import groups_of, relabelled
 from worker.examiner import Listing
 from worker.sets import Rows, Sets
 
@@ -26,11 +27,12 @@ class Listings:
 def list_images(sets: Sets, spec: SanitiseSpec) -> Listings:
     candidates = sets.candidate_reader.labels()
     count = len(candidates)
-    first = Listing(candidates, folds_of(count, seed=spec.seed, what="candidates"), np.arange(count))
+    folds = folds_of(count, groups_of(sets.candidate_reader), seed=spec.seed, what="candidates")
+    first = Listing(candidates, folds, np.arange(count))
     if sets.sifted:
         return Listings(first, first)
     labels = relabelled(sets.reference_reader.labels(), sets.reference_version.classes, sets.candidate.classes)
-    folds = folds_of(len(labels), seed=spec.seed, what="reference")
+    folds = halves_by_class(labels, groups_of(sets.reference_reader), seed=spec.seed)
     return Listings(first, Listing(labels, folds, count + np.arange(len(labels))))
 
 
@@ -41,25 +43,24 @@ def bounded(rows: Rows, most: int, *, seed: int) -> Rows:
     return np.sort(np.random.default_rng(np.random.PCG64(seed)).choice(rows, most, replace=False))
 
 
-def draw_pool(sets: Sets, listings: Listings, spec: SanitiseSpec) -> tuple[Pool, NDArray[np.int64]]:
-    """The pool, and the numbers of its images.
+def teaching(sets: Sets, listings: Listings, spec: SanitiseSpec) -> Rows:
+    """Trusted rows that fit something: of each fold at most as many as a filter learns from; sorted."""
+    folds = listings.reference.folds[sets.trusted]
+    of_fold = [sets.trusted[folds == fold] for fold in range(FOLDS)]
+    return np.sort(np.concatenate([bounded(rows, spec.filter.max_images, seed=spec.seed) for rows in of_fold]))
 
-    Candidates and held-out images are drawn as one set, so that a held-out image has a candidate's chance to be in it.
-    """
-    count = sets.candidate.num_samples
-    fit = bounded(sets.fit, spec.filter.max_images, seed=spec.seed)
-    judged = np.concatenate([np.arange(count), count + sets.held])
-    judged = bounded(judged, spec.panel.max_images, seed=derive_seed(spec.seed, "pool"))
-    own, held = judged[judged < count], judged[judged >= count] - count
-    theirs = np.concatenate([fit, held])
+
+def draw_pool(sets: Sets, listings: Listings, spec: SanitiseSpec) -> tuple[Pool, NDArray[np.int64]]:
+    """The pool, and the numbers of its images."""
+    own = np.arange(sets.candidate.num_samples)
+    own = bounded(own, spec.panel.max_images, seed=derive_seed(spec.seed, "pool"))
+    theirs = teaching(sets, listings, spec)
     lists = [listings.candidates.at(own), listings.reference.at(theirs)]
-    trusted = np.zeros(len(own) + len(theirs), np.bool_)
-    trusted[len(own) : len(own) + len(fit)] = True
     pool = Pool(
         np.concatenate([sets.candidate_reader.images(own), sets.reference_reader.images(theirs)]),
         np.concatenate([part.labels for part in lists]),
         np.concatenate([part.folds for part in lists]),
-        trusted,
+        np.arange(len(own) + len(theirs)) >= len(own),
         len(sets.candidate.classes),
     )
     return pool, np.concatenate([part.rows for part in lists])

@@ -14,7 +14,7 @@ from models.specs import EvaluateSpec
 from service.datasets import repository as datasets
 from worker.context import Context
 from worker.exhibits import gallery
-from worker.fitting import Fitted
+from worker.fitting import Fitted, filter_phase
 from worker.judging import Judgement
 from worker.libraries import library_versions
 from worker.reports.evaluate import AttackExample, EvaluateFacts, evaluate_report
@@ -55,7 +55,10 @@ def write_sanitise(
         alpha=judgement.alpha,
         smallest_alpha=judgement.smallest_alpha,
         calibration_scores=judgement.calibration_scores,
-        losses={"denoiser": FitLosses(own.losses.train_loss, own.losses.validation_loss)},
+        losses={
+            filter_phase("denoiser", fold): FitLosses(fit.losses.train_loss, fit.losses.validation_loss)
+            for fold, fit in enumerate(own.fits)
+        },
         class_names=sets.candidate.classes,
         labels=sets.candidate_reader.labels(),
         gallery=gallery(fitted, judgement),

@@ -16,7 +16,7 @@ from worker.artifacts import FilterArtifacts, save_filter
 from worker.calibrating import Detectors, Scored
 from worker.context import Context, Outcome
 from worker.datasets import groups_of
-from worker.fitting import Fitted, fit_all, uses_panel
+from worker.fitting import Fitted, filter_phases, fit_all, uses_panel
 from worker.judging import Judgement, judge
 from worker.reporting import write_sanitise
 from worker.sets import Sets, open_sets
@@ -29,7 +29,7 @@ PANEL_PHASES = {"believing": 25.0, "checking": 35.0}
 def run(context: Context) -> Outcome:
     spec = SanitiseSpec.model_validate(context.claim.params)
     context.progress.plan(plan_of(spec, sifted="reference" not in context.claim.inputs))
-    fitted = fit_all(context, open_sets(context, spec), spec)
+    fitted = fit_all(context, open_sets(context), spec)
     judgement = _judge(context, fitted, spec)
     prefix = context.output("datasets", fitted.sets.candidate.name)
     verdicts, written = write_version(context, Treatment(fitted, judgement, spec.policy), prefix)
@@ -44,7 +44,7 @@ def plan_of(spec: SanitiseSpec, *, sifted: bool) -> dict[str, float]:
     """The phases and their shares, in the order in which they come."""
     panel = PANEL_PHASES if sifted or uses_panel(spec) else {}
     search = {"search": 100.0} if spec.search else {}
-    filter_ = {**search, "surrogates": 15.0, "perturbing": 5.0, "denoiser": 45.0}
+    filter_ = {**search, **filter_phases()}
     fits = {"sifting": 20.0, **panel, **filter_} if sifted else {**filter_, **panel}
     return {**fits, "calibrating": 5.0, "scoring": 20.0, "writing": 5.0, "report": 5.0}
 
@@ -52,13 +52,13 @@ def plan_of(spec: SanitiseSpec, *, sifted: bool) -> dict[str, float]:
 def _judge(context: Context, fitted: Fitted, spec: SanitiseSpec) -> Judgement:
     sets, listings, examiner = fitted.sets, fitted.listings, fitted.examiner
     watch = context.progress.enter("calibrating", unit="images")
-    held = scoring.score_rows(examiner, sets.reference_reader, sets.held, listings.reference, watch)
+    trusted = scoring.score_rows(examiner, sets.reference_reader, sets.trusted, listings.reference, watch)
     watch = context.progress.enter("scoring", unit="images")
     scores = scoring.score_all(examiner, sets.candidate_reader, listings.candidates, watch, context.checkpoints)
     groups = groups_of(sets.reference_reader)
     return judge(
         Scored(scores, listings.candidates.labels, groups_of(sets.candidate_reader)),
-        Scored(held, listings.reference.labels[sets.held], None if groups is None else groups[sets.held]),
+        Scored(trusted, listings.reference.labels[sets.trusted], None if groups is None else groups[sets.trusted]),
         _calibrated_on_candidates(spec) if sets.sifted else spec,
         Detectors(examiner.names, class_names=sets.candidate.classes),
     )
@@ -71,9 +71,12 @@ def _calibrated_on_candidates(spec: SanitiseSpec) -> SanitiseSpec:
 
 
 def _keep_filter(context: Context, fitted: Fitted, judgement: Judgement) -> None:
+    """The first filter, which will be served, with the trusted images that it has not seen."""
     sets = fitted.sets
     name = datasets.reference_of(sets.reference_version)
-    artifacts = FilterArtifacts(fitted.filter_fit.filter, judgement.calibration.scores, name, sets.held)
+    unseen = fitted.listings.reference.folds[sets.trusted] == 0
+    first = fitted.filter_fit.filter.filters[0]
+    artifacts = FilterArtifacts(first, judgement.calibration.scores[unseen], name, sets.trusted[unseen])
     save_filter(context.storage, context.artifacts, artifacts)
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.filtering import Filter
+from models.filtering import CrossFilter, Filter
 from models.training import Checkpoints, Watch
 from service.datasets.shards import SHARD_IMAGES, ShardReader
 from worker.examiner import Examiner, Labels, Listing, Scores
@@ -73,7 +73,9 @@ def in_batches(
 def filter_scores(fitted: Filter, images: NDArray[np.uint8], watch: Watch) -> Scores:
     """Scores (n,) of the filter alone."""
     blank = np.zeros(len(images), np.int64)
-    found: Scores = in_batches(Examiner(fitted, None), images, Listing(blank, blank, blank), watch, 0, len(images))
+    found: Scores = in_batches(
+        Examiner(CrossFilter((fitted,)), None), images, Listing(blank, blank, blank), watch, 0, len(images)
+    )
     return found[:, 0]
 
 

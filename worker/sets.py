@@ -1,19 +1,17 @@
-"""The versions that a sanitise job looks at, and which images it may learn from and calibrate on."""
+"""The versions that a sanitise job looks at, and which images it trusts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.specs import SanitiseSpec
-from models.splits import split_by_class
 from service.datasets import repository as datasets
 from service.datasets.shards import ShardReader
 from service.tables import DatasetVersion
 from worker.context import Context
-from worker.datasets import groups_of, open_version
+from worker.datasets import open_version
 
 Rows = NDArray[np.int64]
 
@@ -26,8 +24,7 @@ class Sets:
     candidate_reader: ShardReader
     reference: DatasetVersion | None
     reference_reader: ShardReader
-    fit: Rows  # rows of the reference that fit the filter, sorted
-    held: Rows  # rows that calibrate it, sorted
+    trusted: Rows  # rows of the reference, sorted: they teach what judges the other fold, and calibrate in their own
 
     @property
     def sifted(self) -> bool:
@@ -42,24 +39,12 @@ class Sets:
     def reference_name(self) -> str | None:
         return datasets.reference_of(self.reference) if self.reference is not None else None
 
-    def trusting(self, rows: Rows, spec: SanitiseSpec) -> Sets:
-        """The same, with `rows` of the reference split in those that fit and those that calibrate."""
-        groups = groups_of(self.reference_reader)
-        fit, held = split_by_class(
-            self.reference_reader.labels()[rows],
-            None if groups is None else groups[rows],
-            share=spec.calibration.calibration_share,
-            seed=spec.seed,
-        )
-        return replace(self, fit=rows[fit], held=rows[held])
 
-
-def open_sets(context: Context, spec: SanitiseSpec) -> Sets:
+def open_sets(context: Context) -> Sets:
     """With a reference all of it is trusted; without one nothing is, yet."""
-    inputs, nothing = context.claim.inputs, np.empty(0, np.int64)
+    inputs = context.claim.inputs
     candidate, reader = open_version(context, inputs["dataset"])
     if "reference" not in inputs:
-        return Sets(candidate, reader, None, reader, nothing, nothing)
+        return Sets(candidate, reader, None, reader, np.empty(0, np.int64))
     reference, reference_reader = open_version(context, inputs["reference"])
-    sets = Sets(candidate, reader, reference, reference_reader, nothing, nothing)
-    return sets.trusting(np.arange(reference.num_samples), spec)
+    return Sets(candidate, reader, reference, reference_reader, np.arange(reference.num_samples))

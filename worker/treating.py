@@ -36,7 +36,8 @@ class Treatment:
             return images, verdicts
         pixels, decided = images.copy(), verdicts.copy()
         if self.policy.pass_through == "reconstructed":
-            pixels[~flagged] = self.fitted.filter_fit.filter.reconstruct(images[~flagged])
+            rest = np.flatnonzero(~flagged)
+            pixels[rest] = self.fitted.filter_fit.filter.reconstruct(images[rest], listing.folds[rest])
         if reform:
             places = np.flatnonzero(flagged)
             pixels[places], passes = self._reformed(images[places], listing.at(places))
@@ -45,10 +46,10 @@ class Treatment:
 
     def _reformed(self, images: Images, listing: Listing) -> tuple[Images, NDArray[np.bool_]]:
         """The reconstructions, and which of them pass every test and look like their label."""
-        rebuilt = self.fitted.filter_fit.filter.reconstruct(images)
+        rebuilt = self.fitted.filter_fit.filter.reconstruct(images, listing.folds)
         scores = self.fitted.examiner.score(rebuilt, listing.labels, listing.folds, listing.rows)
         passes = ~self.judgement.flags(scores, listing.labels)
-        return rebuilt, passes & (self.fitted.filter_fit.classify(rebuilt) == listing.labels)
+        return rebuilt, passes & (self.fitted.filter_fit.classify(rebuilt, listing.folds) == listing.labels)
 
 
 def write_version(context: Context, treatment: Treatment, prefix: str) -> tuple[Verdicts, Written]:

@@ -24,7 +24,7 @@ from models.panel.views import Float32s, View
 from models.seeding import derive_seed
 from models.specs import DetectorName
 
-Reconstruct = Callable[[Images], Images]
+Reconstruct = Callable[[Images, Labels], Images]
 LogProbabilities = Callable[[Images, Labels], Float32s]
 
 NEIGHBOURS = 10
@@ -116,7 +116,7 @@ class Divergence:
     answers: LogProbabilities
 
     def score(self, view: View) -> Float32s:
-        rebuilt = self.answers(self.reconstruct(view.images), view.folds)
+        rebuilt = self.answers(self.reconstruct(view.images, view.folds), view.folds)
         return reconstruction_divergence.jensen_shannon(view.checked, rebuilt)
 
 

@@ -60,7 +60,7 @@ def fit_panel(
     watch_for: Callable[[str], Watch],
     checkpoints: Checkpoints,
 ) -> PanelFit:
-    """Announces the phases "believing" and "checking".
+    """Announces the phases "believing" and "checking". reconstruct: uint8 images (n, h, w, c), folds (n,) to images.
 
     rows: (n,), distinct, ≥ 0. start: bool (n,), what the first round learns from; None takes the trusted images.
     Raises ValueError where nothing is trusted or the pool is too small for a detector, Diverged, Stopped.

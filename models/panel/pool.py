@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from models.seeding import derive_seed
 from models.surrogates import check_labels
 
 FOLDS = 2
+LARGEST_GROUP = 0.1
 
 Labels = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -21,8 +23,8 @@ Bools = npt.NDArray[np.bool_]
 class Pool:
     """images: uint8 (n, h, w, c); labels, folds: (n,); trusted: bool (n,), those that somebody vouches for.
 
-    The held-out images that calibrate belong to the pool as candidates do, unmarked: only what is treated like a
-    candidate can say how a clean candidate scores.
+    Images of one object lie in one fold where it is known: a trusted image teaches what judges the other fold, and
+    calibrates in its own, where nothing that judges it has seen it or its like.
     """
 
     images: Images
@@ -41,7 +43,15 @@ class Pool:
         return len(self.labels)
 
 
-def folds_of(count: int, *, seed: int, what: str) -> Labels:
-    """A fold for each of `count` rows, drawn from the seed: as many of each, whatever else is in the set."""
-    order = np.random.default_rng(derive_seed(seed, "folds", what)).permutation(count)
-    return np.asarray(order % FOLDS, dtype=np.int64)
+def folds_of(count: int, groups: npt.NDArray[Any] | None = None, *, seed: int, what: str) -> Labels:
+    """A fold for each of `count` rows, drawn from the seed without a look at their labels: about as many of each.
+
+    groups: (count,), the object that each row shows, whose images stay together. They are the uploader's word: where
+    one is larger than LARGEST_GROUP of all, which would leave a fold next to nothing to learn from, none is heeded.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "folds", what))
+    if groups is not None and count:
+        _, of_group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        if sizes.max() <= LARGEST_GROUP * count:
+            return np.asarray((rng.permutation(len(sizes)) % FOLDS)[of_group], dtype=np.int64)
+    return np.asarray(rng.permutation(count) % FOLDS, dtype=np.int64)

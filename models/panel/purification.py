@@ -3,7 +3,8 @@
 The second starts from the trusted images alone, less those whose label the first denies unseen. Round by round it takes
 in the images whose label the classifiers of the round before, which had not seen them, confirm: it ends nearly as
 accurate as if all labels had been right, and without having met the poison. What the first learnt and the second did
-not is what the poison teaches.
+not is what the poison teaches. A trusted image teaches in every round, confirmed or not, but never what judges its own
+fold: there it is treated as a clean candidate is, and says how one scores.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SCORED_AT_ONCE = 256
 
 @dataclass(frozen=True, eq=False)
 class CrossFitted:
-    """One classifier for each fold, fitted without the images of that fold; trusted ones all may have seen."""
+    """One classifier for each fold, fitted without the images of that fold."""
 
     networks: tuple[PanelClassifier, ...]
 
@@ -93,15 +94,15 @@ def purify(
     everything, steps = np.ones(len(pool), np.bool_), (spec.steps + spec.final_steps) // 2
     believing = trainer.cross_fit("believing", everything, _Stretch(watch_for("believing"), 0, steps, FOLDS * steps))
     plan = [spec.steps] * (spec.rounds - 1) + [spec.final_steps]
-    total, watch = spec.steps + FOLDS * sum(plan), watch_for("checking")
+    total, watch = FOLDS * (spec.steps + sum(plan)), watch_for("checking")
     believed = pool.trusted & ~denied(*believing.see(pool.images, pool.folds)[:1], pool.labels)
     start = (start & believed) if (start & believed).any() else start
-    first = trainer.fit_one("checking-start", start, _Stretch(watch, 0, spec.steps, total))
-    checked, done, shares = CrossFitted((first,) * FOLDS), spec.steps, []
-    confirmed = _confirmed(checked, pool) | start
+    checked = trainer.cross_fit("checking-start", start, _Stretch(watch, 0, spec.steps, total))
+    confirmed, done, shares = _confirmed(checked, pool), FOLDS * spec.steps, []
     for number, steps in enumerate(plan):
         stretch = _Stretch(watch, done, steps, total)
-        checked = trainer.cross_fit(f"checking-{number}", confirmed, stretch, always=believed)
+        taught = confirmed | (believed if number else start)
+        checked = trainer.cross_fit(f"checking-{number}", taught, stretch)
         done += FOLDS * steps
         found = _confirmed(checked, pool)
         shares.append(float(found.mean()))
@@ -160,14 +161,11 @@ class _Trainer:
     checkpoints: Checkpoints
     augment: Augment = augment
 
-    def cross_fit(self, name: str, rows: Bools, stretch: _Stretch, *, always: Bools | bool = False) -> CrossFitted:
-        """A classifier for each fold, of those `rows` that lie in the others, or of all where none does.
-
-        always: what every one of them learns from, in its fold or not.
-        """
+    def cross_fit(self, name: str, rows: Bools, stretch: _Stretch) -> CrossFitted:
+        """A classifier for each fold, of those `rows` that lie in the others, or of all where none does."""
         fitted = []
         for fold in range(FOLDS):
-            others = (rows & (self.pool.folds != fold)) | always
+            others = rows & (self.pool.folds != fold)
             fitted.append(self.fit_one(f"{name}-{fold}", others if others.any() else rows, stretch))
             stretch = stretch.next()
         return CrossFitted(tuple(fitted))

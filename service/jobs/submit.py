@@ -35,6 +35,8 @@ INPUTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # type: (required,
     "review": (frozenset({"job"}), frozenset()),
 }
 MIN_REFERENCE_FIT = 64
+HALF = 0.5
+"""Of a reference: what each of the two filters is fitted on, and what the one that is served has not seen."""
 MIN_SIFTED = 1000
 NO_DIVERGENCE = (
     "The detector reconstruction_divergence looks through the filter, which without a trusted reference is fitted "
@@ -158,8 +160,7 @@ def _check_inputs(session: Session, request: Request, spec: Spec) -> None:
         if "calibrate_on" in others:
             check_trainable(dataset, others["calibrate_on"], spec.distill)
         else:
-            share = spec.sanitise.calibration.calibration_share
-            check_trainable(dataset, reference, spec.distill, held_share=share)
+            check_trainable(dataset, reference, spec.distill, held_share=HALF)
 
 
 def _check_names(request: Request, required: frozenset[str], optional: frozenset[str]) -> None:
@@ -214,23 +215,23 @@ def check_reference(dataset: DatasetVersion, reference: DatasetVersion, spec: Sa
     check_matches(reference, tuple(dataset.image_shape), dataset.classes, f"data set {datasets.reference_of(dataset)}")
     name = datasets.reference_of(reference)
     _refuse_lonely(reference, "calibrate on the other images of each class than it is fitted on")
-    held = int(reference.num_samples * spec.calibration.calibration_share)
-    fitted = reference.num_samples - held
+    fitted = int(reference.num_samples * HALF)
     if fitted < MIN_REFERENCE_FIT:
         raise UnusableDataset(
-            f"Reference {name} leaves {fitted} images to fit the filter on; at least {MIN_REFERENCE_FIT} are needed. "
-            "Give a larger reference or a smaller calibration_share.",
+            f"Reference {name} leaves {fitted} images to fit each of the two filters on; at least {MIN_REFERENCE_FIT} "
+            f"are needed. Give a reference of at least {round(MIN_REFERENCE_FIT / HALF)} images.",
             code="reference_too_small",
         )
     alpha = spec.calibration.rate
-    if alpha is not None and alpha < smallest_alpha(held):
-        needed = int((1 / alpha - 1) / spec.calibration.calibration_share) + 1
+    calibrating = reference.num_samples
+    if alpha is not None and alpha < smallest_alpha(calibrating):
+        needed = int(1 / alpha - 1) + 1
         raise UnusableDataset(
-            f"Reference {name} has {held} images to calibrate on: the smallest "
-            f"false_quarantine_rate they can promise is "
-            f"{smallest_alpha(held):.4f}, not {alpha}. Ask for that, or give a reference of at least {needed} images.",
+            f"Reference {name} has {calibrating} images to calibrate on: the smallest false_quarantine_rate they can "
+            f"promise is {smallest_alpha(calibrating):.4f}, not {alpha}. Ask for that, or give a reference of at least "
+            f"{needed} images.",
             code="alpha_too_small",
-            smallest=smallest_alpha(held),
+            smallest=smallest_alpha(calibrating),
         )
 
 

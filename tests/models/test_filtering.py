@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from models.attacks.gradient import fgsm, to_8bit
-from models.filtering import Filter, FilterFit, OtherShape, UnknownFilter, fit_filter
+from models.filtering import CrossFit, Filter, FilterFit, OtherShape, UnknownFilter, cross_fit_filter, fit_filter
 from models.images import Images, NotImages, to_float, to_uint8
 from models.perturbations import add, craft
 from models.seeding import seeded
@@ -234,6 +234,36 @@ def test_another_seed_is_another_filter(digits: tuple[Images, npt.NDArray[np.int
     images, labels = digits[0][:40, ::2, ::2], digits[1][:40]
     one, other = (_fitted(images, labels, SHORT | {"seed": seed}) for seed in (0, 1))
     assert not np.array_equal(one.filter.score(images), other.filter.score(images))
+
+
+def test_of_crossed_filters_each_judges_the_fold_that_it_has_not_seen(
+    digits: tuple[Images, npt.NDArray[np.int64]],
+) -> None:
+    images, labels = digits[0][:160], digits[1][:160]
+    folds = np.arange(160) % 2
+    spec = SanitiseSpec.model_validate(BADJIE)
+
+    def crossed(shown: Images) -> CrossFit:
+        return cross_fit_filter(
+            shown,
+            labels,
+            folds,
+            spec,
+            num_classes=10,
+            watch_for=lambda phase, fold: Silent(),  # noqa: ARG005
+            checkpoints_for=lambda fold: Forgetful(),  # noqa: ARG005
+        )
+
+    changed = images.copy()
+    changed[folds == 0] = 255 - changed[folds == 0]
+    before, after = crossed(images).filter, crossed(changed).filter
+    one = images[:1]
+    for fold, same in ((0, True), (1, False)):
+        own = np.array([fold])
+        assert (before.score(one, own) == after.score(one, own)).all() == same
+        assert (before.reconstruct(one, own) == before.filters[fold].reconstruct(one)).all()
+    alone = [before.score(images[place : place + 1], folds[place : place + 1]) for place in range(40)]
+    np.testing.assert_array_equal(before.score(images[:40], folds[:40]), np.concatenate(alone))
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 3), (41, 20, 3), (100, 80, 3)])

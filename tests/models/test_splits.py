@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.splits import split_by_class
+from models.splits import halves_by_class, split_by_class
 
 
 @settings(max_examples=60, deadline=None, database=None)
@@ -41,6 +41,29 @@ def test_the_seed_decides() -> None:
     first, again, other = (split_by_class(y, None, share=0.3, seed=seed)[1] for seed in (1, 1, 2))
     assert (first == again).all()
     assert set(first) != set(other)
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.booleans(), st.integers(0, 100))
+def test_halves_keep_groups_and_give_each_half_of_every_class_that_can_be_parted(
+    labels: list[int], grouped: bool, seed: int
+) -> None:
+    y = np.array(labels, np.int64)
+    groups = y * 100 + np.arange(len(y)) // 3 if grouped else None
+    halves = halves_by_class(y, groups, seed=seed)
+    assert set(halves) <= {0, 1}
+    for group in np.unique(groups) if groups is not None else []:
+        assert len(set(halves[groups == group])) == 1
+    for label in np.unique(y):
+        units = np.flatnonzero(y == label) if groups is None else np.unique(groups[y == label])
+        assert len(set(halves[y == label])) == min(2, len(units))
+
+
+def test_classes_of_one_group_go_to_either_half() -> None:
+    y = np.repeat(np.arange(20), 30)
+    means = [halves_by_class(y, y, seed=seed).mean() for seed in range(20)]
+    assert means == [0.5] * 20
+    assert 5 <= sum(int(halves_by_class(y, y, seed=seed)[0]) for seed in range(20)) <= 15
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])

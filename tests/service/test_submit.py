@@ -52,11 +52,11 @@ def test_harden_is_queued_with_its_first_step(database: Database, sets: dict[str
 def test_a_reference_too_small_for_alpha_names_the_smallest_it_can_promise(
     database: Database, sets: dict[str, str]
 ) -> None:
-    error = refusal(database, "sanitise", {"false_quarantine_rate": 0.005}, **sets)
+    error = refusal(database, "sanitise", {"false_quarantine_rate": 0.003}, **sets)
     assert error.code == "alpha_too_small"
-    assert error.details["smallest"] == pytest.approx(1 / 121)
-    assert "at least 399 images" in error.message
-    assert ask(database, "sanitise", {"false_quarantine_rate": 0.01}, **sets)
+    assert error.details["smallest"] == pytest.approx(1 / 241)
+    assert "at least 333 images" in error.message
+    assert ask(database, "sanitise", {"false_quarantine_rate": 0.005}, **sets)
 
 
 def test_a_reference_of_another_shape_says_how_to_upload_it(
