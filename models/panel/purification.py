@@ -4,7 +4,8 @@ The second starts from the trusted images alone, less those whose label the firs
 in the images whose label the classifiers of the round before, which had not seen them, confirm: it ends nearly as
 accurate as if all labels had been right, and without having met the poison. What the first learnt and the second did
 not is what the poison teaches. A trusted image teaches in every round, confirmed or not, but never what judges its own
-fold: there it is treated as a clean candidate is, and says how one scores.
+fold: there it is treated as a clean candidate is, and says how one scores. Only what chooses the candidates of the first
+round learns from all trusted images at once, for a class may have its few in one fold.
 """
 
 from __future__ import annotations
@@ -94,11 +95,11 @@ def purify(
     everything, steps = np.ones(len(pool), np.bool_), (spec.steps + spec.final_steps) // 2
     believing = trainer.cross_fit("believing", everything, _Stretch(watch_for("believing"), 0, steps, FOLDS * steps))
     plan = [spec.steps] * (spec.rounds - 1) + [spec.final_steps]
-    total, watch = FOLDS * (spec.steps + sum(plan)), watch_for("checking")
+    total, watch = spec.steps + FOLDS * sum(plan), watch_for("checking")
     believed = pool.trusted & ~denied(*believing.see(pool.images, pool.folds)[:1], pool.labels)
     start = (start & believed) if (start & believed).any() else start
-    checked = trainer.cross_fit("checking-start", start, _Stretch(watch, 0, spec.steps, total))
-    confirmed, done, shares = _confirmed(checked, pool), FOLDS * spec.steps, []
+    first = trainer.fit_one("checking-start", start, _Stretch(watch, 0, spec.steps, total))
+    confirmed, done, shares = _confirmed(CrossFitted((first,) * FOLDS), pool), spec.steps, []
     for number, steps in enumerate(plan):
         stretch = _Stretch(watch, done, steps, total)
         taught = confirmed | (believed if number else start)
