@@ -4,8 +4,8 @@ The second starts from the trusted images alone, less those whose label the firs
 in the images whose label the classifiers of the round before, which had not seen them, confirm: it ends nearly as
 accurate as if all labels had been right, and without having met the poison. What the first learnt and the second did
 not is what the poison teaches. A trusted image teaches in every round, confirmed or not, but never what judges its own
-fold: there it is treated as a clean candidate is, and says how one scores. Only what chooses the candidates of the first
-round learns from all trusted images at once, for a class may have its few in one fold.
+fold: there it is treated as a clean candidate is, and says how one scores. Only what chooses the candidates of the
+first round learns from all trusted images at once, for a class may have its few in one fold.
 """
 
 from __future__ import annotations
