@@ -17,10 +17,10 @@ from service.settings import Settings
 from service.storage import LocalStorage
 from tests.parts import PostgresServer
 
-ON_BOTH = {"test_databases", "test_jobs", "test_bundle", "test_migrations", "test_submit"}
+ON_BOTH = {"test_databases", "test_jobs", "test_migrations"}
 """Modules whose tests run on SQLite and on PostgreSQL, for what they are about is what the database does."""
 
-ON_BOTH_SLOWLY = {"test_review"}
+ON_BOTH_SLOWLY = {"test_bundle", "test_review", "test_submit"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
