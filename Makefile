@@ -9,7 +9,7 @@ COMPOSE ?= docker compose
 TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-cluster test-compose test-hostile lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-endtoend bench-drift bench-papernot bench-distillation clean
+.PHONY: help setup demo up test test-cluster test-compose test-chaos test-hostile lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-endtoend bench-drift bench-papernot bench-distillation clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -39,6 +39,9 @@ test-cluster: $(VENV)/.ready-dev ## the integration tests on PostgreSQL, S3 and 
 
 test-compose: $(VENV)/.ready-dev ## build the images, run the cluster, kill a worker (COMPOSE="docker compose")
 	COMPOSE="$(COMPOSE)" $(BIN)/python -m tests.compose.run
+
+test-chaos: $(VENV)/.ready-dev ## kill every part at random, again and again (ARGS="--quick" for 10 kills)
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 test-slow: $(VENV)/.ready-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow"
