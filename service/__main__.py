@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 
 import uvicorn
 
+from service.api import tracing
 from service.app import create_app
 from service.logs import configure_logs
 from service.server import GRACE_SECONDS, Server
@@ -19,6 +21,7 @@ def main() -> None:
     settings = Settings.from_env()
     configure_logs(settings.log_level, part="gateway")
     app = create_app(settings)
+    tracing.install(app, os.environ)
     config = uvicorn.Config(
         app,
         host=settings.host,

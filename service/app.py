@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,6 +22,7 @@ from service.api import (
     problems,
     reviews,
     tenants,
+    tracing,
     uploads,
     verdicts,
     webhooks,
@@ -113,4 +115,6 @@ def from_env() -> FastAPI:
     """For `uvicorn --factory service.app:from_env`."""
     settings = Settings.from_env()
     configure_logs(settings.log_level, part="gateway")
-    return create_app(settings)
+    app = create_app(settings)
+    tracing.install(app, os.environ)
+    return app
