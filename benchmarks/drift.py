@@ -134,7 +134,7 @@ def main() -> int:
     quick = parser.parse_args().quick
     began = time.monotonic()
     rng = np.random.default_rng(0)
-    rows = [*false_alarms(rng, *((400, 1000) if quick else (2000, 3000))), *detections(rng, 200 if quick else 1000)]
+    rows = [*false_alarms(rng, *((400, 1000) if quick else (1000, 1500))), *detections(rng, 200 if quick else 400)]
     return report("drift", rows, time.monotonic() - began, quick=quick, extra={})
 
 
