@@ -9,7 +9,7 @@ COMPOSE ?= docker compose
 TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-cluster test-compose test-chaos test-hostile lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-endtoend bench-drift bench-papernot bench-distillation clean
+.PHONY: help setup demo up test test-cluster test-compose test-chaos test-hostile test-schemathesis lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-endtoend bench-drift bench-papernot bench-distillation clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -51,6 +51,9 @@ test-gpu: $(VENV)/.ready-dev ## the tests that need a CUDA device
 
 test-hostile: $(VENV)/.ready-dev ## what an attacker, or a fuzzer, does to a running service
 	$(BIN)/python -m pytest -m "hostile"
+
+test-schemathesis: $(VENV)/.ready-dev ## every call of the OpenAPI document under a fuzzer
+	$(BIN)/python -m pytest -s tests/integration/test_openapi_fuzzed.py
 
 lint: $(VENV)/.ready-dev ## style, types and the direction of imports
 	$(BIN)/ruff check .

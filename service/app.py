@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 
@@ -28,6 +29,7 @@ from service.api import (
     webhooks,
 )
 from service.api.inference import describing, infer
+from service.api.openapi import described
 from service.db import Database
 from service.events.feeds import Feeds
 from service.jobs.overrides import Standings
@@ -89,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(access.RequestIds)
     app.add_middleware(metrics.Measured)  # added last, so met first
     problems.install(app)
+    app.openapi = partial(described, app)  # type: ignore[method-assign] # as FastAPI documents it
     app.router.routes[:0] = infer.routes  # before all others: it is the hot path
     for part in (
         datasets,

@@ -35,7 +35,16 @@ router = APIRouter(prefix="/v1/datasets", tags=["data sets"], route_class=Route)
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-@router.post("/{name}/versions", status_code=202, response_model=JobOut, summary="Upload a data set")
+FILE = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
+
+
+@router.post(
+    "/{name}/versions",
+    status_code=202,
+    response_model=JobOut,
+    summary="Upload a data set",
+    openapi_extra={"requestBody": FILE},
+)
 async def upload(
     request: Request,
     name: str,

@@ -26,7 +26,11 @@ def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Database, storage, broker and a worker are there")
+@router.get(
+    "/readyz",
+    summary="Database, storage, broker and a worker are there",
+    responses={503: {"description": "What is missing", "model": dict[str, Any]}},
+)
 def readyz(request: Request) -> Response:
     state = request.app.state
     checks = {

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
-from pydantic import AwareDatetime, BaseModel
+from pydantic import BaseModel
 from sqlalchemy import Select, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -18,7 +18,7 @@ from service.api.access import MayRunJobs, MaySeeJobs, MaySubmitJobs, actor_of
 from service.api.datasets import Limit, accepted
 from service.api.negotiation import preferred
 from service.api.routes import Route
-from service.api.schemas import JobOut, JobRequest, Page, decode_cursor, decode_offset, encode_cursor
+from service.api.schemas import JobOut, JobRequest, Moment, Page, decode_cursor, decode_offset, encode_cursor
 from service.audit import Action, append
 from service.auth import check_scopes
 from service.events.looking import events_of
@@ -80,8 +80,8 @@ def list_jobs(
     type: Kind | None = None,
     dataset: Reference | None = None,
     model: Reference | None = None,
-    created_after: AwareDatetime | None = None,
-    created_before: AwareDatetime | None = None,
+    created_after: Moment | None = None,
+    created_before: Moment | None = None,
     cursor: str | None = None,
     limit: Limit = 100,
 ) -> Page[JobOut]:
@@ -146,7 +146,15 @@ class EventOut(BaseModel):
     message: str
 
 
-@router.get("/{job_id}/events", response_model=Page[EventOut], summary="What happened to a job, as it happens")
+@router.get(
+    "/{job_id}/events",
+    response_model=Page[EventOut],
+    summary="What happened to a job, as it happens",
+    responses={
+        200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}},
+        204: {"description": "Nothing came after `Last-Event-ID`, and nothing will"},
+    },
+)
 async def events(
     request: Request,
     job_id: str,

@@ -39,9 +39,9 @@ class KeyIn(BaseModel):
     )
 
     name: Annotated[str, Field(pattern=r"^\w[\w .@+-]{0,63}$")]
-    scopes: Annotated[set[Scope], Field(min_length=1)]
+    scopes: Annotated[list[Scope], Field(min_length=1)]
     expires_at: AwareDatetime | None = Field(None, description="within ten years; without it the key does not expire")
-    requests_per_second: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+    requests_per_second: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | None = Field(
         None, description="how often it may call; without it, as the settings say"
     )
 
@@ -51,7 +51,7 @@ class RotationIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    grace_seconds: Annotated[int, Field(ge=0, le=30 * DAY_SECONDS)] = 3600
+    grace_seconds: Annotated[int, Field(ge=0, le=30 * DAY_SECONDS, strict=True)] = 3600
 
 
 class KeyOut(BaseModel):

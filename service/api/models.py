@@ -87,7 +87,7 @@ class AliasIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 
 
 class AliasOut(BaseModel):

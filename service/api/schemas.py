@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from service.datasets.repository import reference_of
@@ -15,6 +16,16 @@ from service.jobs import harden
 from service.jobs.progress import eta_seconds, progress_of
 from service.jobs.state import JobState
 from service.tables import DatasetVersion, Job
+
+
+def _written(value: object) -> object:
+    """A moment as RFC 3339 writes it: not a count of seconds, which could be of milliseconds as well."""
+    if isinstance(value, str) and not re.match(r"\d{4}-\d{2}-\d{2}[Tt ]", value):
+        raise ValueError("write a moment like 2026-03-01T12:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written)]
 
 
 class JobRequest(BaseModel):

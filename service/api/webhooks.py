@@ -24,9 +24,9 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=Route)
 
 DAY_SECONDS = 86_400
 Description = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
-Url = Annotated[
-    str, Field(max_length=LONGEST_URL, pattern=r"^https?://[\x21-\x7e]+$", json_schema_extra={"format": "uri"})
-]
+HOST = r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])"
+REST = r"(?::[0-9]{1,5})?(?:[/?](?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?"
+Url = Annotated[str, Field(max_length=LONGEST_URL, pattern=f"^https?://{HOST}{REST}$")]
 
 
 class WebhookIn(BaseModel):
@@ -40,7 +40,7 @@ class WebhookIn(BaseModel):
     )
 
     url: Url
-    events: set[EventType] = Field(default_factory=set, description="none: all of them, also those to come")
+    events: list[EventType] = Field(default_factory=list, description="none: all of them, also those to come")
     description: Description = ""
 
 
@@ -50,7 +50,7 @@ class WebhookChange(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"enabled": True}]})
 
     url: Url | None = None
-    events: set[EventType] | None = None
+    events: list[EventType] | None = None
     description: Description | None = None
     enabled: bool | None = Field(None, description="true also takes up again what was disabled for its failures")
 
@@ -60,7 +60,7 @@ class RotationIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"grace_seconds": 86400}]})
 
-    grace_seconds: Annotated[int, Field(ge=0, le=30 * DAY_SECONDS)] = DAY_SECONDS
+    grace_seconds: Annotated[int, Field(ge=0, le=30 * DAY_SECONDS, strict=True)] = DAY_SECONDS
 
 
 class WebhookOut(BaseModel):
