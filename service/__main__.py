@@ -28,6 +28,8 @@ def main() -> None:
         port=settings.port,
         log_config=None,
         access_log=False,
+        proxy_headers=bool(settings.forwarded_allow_ips),
+        forwarded_allow_ips=settings.forwarded_allow_ips or None,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = Server(config, on_stop=app.state.feeds.close)

@@ -32,6 +32,10 @@ class Settings(BaseSettings):
         "", description="URL of the S3 service; default: AWS's own. Credentials: AWS_ACCESS_KEY_ID…"
     )
     s3_region: str = Field("", description="region of the bucket; default: AWS_REGION")
+    forwarded_allow_ips: str = Field(
+        "127.0.0.1",
+        description="proxies whose X-Forwarded-Proto and X-Forwarded-For are believed: addresses, networks, or *",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     max_upload_bytes: int = Field(20 * 1024 * MIB, gt=0, description="largest upload accepted")

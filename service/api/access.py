@@ -75,7 +75,9 @@ class RequestIds:
             finally:
                 took_ms = round((time.monotonic() - began) * 1000, 1)
                 tell = log.debug if status == 200 and is_inference(scope) else log.info  # the metrics count those
-                tell("request", method=scope["method"], path=scope["path"], status=status, took_ms=took_ms)
+                client = (scope.get("client") or ("",))[0]  # behind a proxy that is trusted: whom it names
+                told = {"method": scope["method"], "path": scope["path"], "status": status, "took_ms": took_ms}
+                tell("request", client=client, **told)
 
 
 class Keys:

@@ -19,6 +19,7 @@ from service.client.errors import CannotReach
 from service.client.pieces import CHUNK_BYTES, bytes_left, pieces
 from service.client.records import Alias, DatasetVersion, Job, JobEvent, ModelVersion, Predictions, Sample, Verdict
 from service.client.resumable import send
+from service.client.tenants import Tenants
 from service.client.webhooks import Webhooks
 
 FILES_PER_REQUEST = 64
@@ -35,6 +36,7 @@ class WinnowClient:
         self.url = url.rstrip("/")
         self.keys = Keys(self)
         self.audit = Audit(self)
+        self.tenants = Tenants(self)
         self.webhooks = Webhooks(self)
         try:
             self._http = httpx.Client(

@@ -212,6 +212,7 @@ def test_no_secret_is_in_any_log(settings: Settings, database: Database) -> None
     admin = ensure_admin_key(settings)
     secrets = [admin, "wk_" + "B" * 43]
     with gateway(settings) as (client, log):
+        client.headers["X-Forwarded-For"] = "203.0.113.9"  # we come from a proxy of this machine
         for key in secrets:
             client.headers["Authorization"] = f"Bearer {key}"
             for path in ("/v1/jobs", "/v1/jobs/none", "/v1/keys", "/nowhere"):
@@ -227,6 +228,7 @@ def test_no_secret_is_in_any_log(settings: Settings, database: Database) -> None
     text = log.read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     assert sum(line.get("event") == "request" for line in lines) >= 12
+    assert {line["client"] for line in lines if line.get("event") == "request"} == {"203.0.113.9"}
     assert any("exception" in line for line in lines)
     for secret in secrets:
         assert secret not in text and secret[3:] not in text and auth.digest_of(secret) not in text
