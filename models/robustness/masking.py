@@ -31,7 +31,7 @@ MEANINGS = {
     "white_box_weaker_than_transfer": "an attack made against another network should not do more than one made against "
     "this one",
     "white_box_weaker_than_queries": "a search without gradients should not do more than one with them",
-    "loss_flat": "the loss does not move around the image: gradients there are rounding errors",
+    "loss_flat": "a loss that does not move at all around an image leads no attack anywhere",
     "zero_gradients": "the softmax is saturated: attacks on the cross-entropy see no gradient and seem to fail",
     "cross_entropy_far_behind_margin": "an attack on the logits does much more than one on the loss: believe "
     "the former",

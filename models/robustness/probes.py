@@ -21,7 +21,6 @@ from models.robustness.shares import Mean, Share, mean, share
 from models.seeding import derive_seed
 
 BATCH_SIZE = 64
-FLAT_NATS = 1e-6
 RANDOM_POINTS = 4
 UNBOUNDED_STEPS = 40
 
@@ -29,7 +28,7 @@ UNBOUNDED_STEPS = 40
 @dataclass(frozen=True)
 class Probes:
     """zero: images whose cross-entropy has a gradient of exactly 0. Of the images that the model has right: flat, those
-    whose cross-entropy moves by less than FLAT_NATS over the eps box; survived, those that an attack on the
+    whose cross-entropy is the same to the last bit all over the eps box; survived, those that an attack on the
     cross-entropy without a box leaves right. amplitude: of the probabilities' gradients.
     """
 
@@ -76,7 +75,7 @@ def flat_share(model: nn.Module, images: Images, labels: npt.NDArray[np.int64], 
             with torch.no_grad():
                 here, was_right = _losses(model, x, y)
                 moved = [(_losses(model, (x + eps_linf * sign).clamp(0, 1), y)[0] - here).abs() for sign in signs]
-            flat += int((was_right & (torch.stack(moved).amax(0) < FLAT_NATS)).sum())
+            flat += int((was_right & (torch.stack(moved).amax(0) == 0)).sum())
             right += int(was_right.sum())
     return share(flat, right)
 

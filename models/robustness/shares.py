@@ -41,10 +41,11 @@ def share(count: int, n: int) -> Share:
 
 
 def mean(values: npt.NDArray[np.floating]) -> Mean:
-    """values: (n,). Of one value the interval is the value."""
+    """values: (n,). Of one value the interval is the value; of values none of which is negative it is not either."""
     n = len(values)
     if n == 0:
         return Mean(0.0, 0.0, 0.0, 0)
     middle = float(np.mean(values))
     error = STANDARD_ERRORS * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-    return Mean(middle, middle - error, middle + error, n)
+    low = middle - error
+    return Mean(middle, max(low, 0.0) if np.min(values) >= 0 else low, middle + error, n)

@@ -108,13 +108,18 @@ def _by_gradient(spec: EvaluateSpec, target: Target) -> dict[AttackName, tuple[f
             ascents,
             pgd_attack(spec, target, "cross_entropy", temperature=hottest(target.temperature)),
         ),
-        "cw": (CW_STEPS, lambda x, y, _: carlini_wagner(student, x, y, eps_linf=eps_linf, steps=CW_STEPS)),
+        "cw": (CW_STEPS, lambda x, y, _: carlini_wagner(student, x, y, eps_linf=reach(eps_linf), steps=CW_STEPS)),
         "deepfool": (5 * DEEPFOOL_STEPS, lambda x, y, _: deepfool(student, x, y, steps=DEEPFOOL_STEPS)),
         "jsma": (
             spec.jsma_features,
             lambda x, y, rng: jsma_untargeted(student, x, y, max_features=spec.jsma_features, rng=rng),
         ),
     }
+
+
+def reach(eps_linf: float) -> float:
+    """The box of an attack on levels: what one in floats reaches once its image is rounded to 8 bits, if more."""
+    return max(eps_linf, round(eps_linf * 255) / 255)
 
 
 def hottest(temperature: float) -> float:
@@ -138,7 +143,7 @@ def _by_proxy(spec: EvaluateSpec, target: Target) -> dict[AttackName, tuple[floa
 
 
 def _by_answers(spec: EvaluateSpec, target: Target) -> dict[AttackName, tuple[float, Perturb]]:
-    queries, eps_linf = spec.budget.queries, spec.eps_linf
+    queries, eps_linf = spec.budget.queries, reach(spec.eps_linf)
     made: dict[AttackName, tuple[float, Perturb]] = {
         "square": (
             FORWARD * queries,
@@ -176,7 +181,7 @@ def _whole(spec: EvaluateSpec, target: Target) -> dict[AttackName, tuple[float, 
     def against(stack: Callable[[torch.Generator], Defence]) -> tuple[float, Perturb]:
         return 2.0 * budget.adaptive_steps * budget.adaptive_restarts, lambda x, y, rng: adaptive_attack(
             *(stack(rng), x, y),
-            eps_linf=spec.eps_linf,
+            eps_linf=reach(spec.eps_linf),
             steps=budget.adaptive_steps,
             restarts=budget.adaptive_restarts,
             rng=rng,

@@ -12,7 +12,7 @@ SIGNS = {
     "unbounded_attack_fails": "An attack that may change everything leaves images right.",
     "white_box_weaker_than_transfer": "An attack made against another network does more than one on the loss.",
     "white_box_weaker_than_queries": "A search without gradients does more than an attack on the loss.",
-    "loss_flat": "The loss does not move around some images.",
+    "loss_flat": "Around some images the loss is the same to the last bit.",
     "zero_gradients": "The gradient of the loss is exactly zero for some images.",
     "cross_entropy_far_behind_margin": "Attacks on the loss fall far behind the attack on the logits.",
     "temperature_unmasks": "The same attack does much more at a high temperature.",
