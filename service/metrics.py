@@ -57,29 +57,24 @@ class Metrics:
         self.requests = Counter(
             "winnow_http_requests", "Requests answered.", ("method", "route", "status"), registry=registry
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = ValueHistogram(
             "winnow_http_request_seconds",
             "From a request's first byte to its answer's last.",
             ("method", "route"),
-            buckets=SECONDS,
-            registry=registry,
+            SECONDS,
         )
-        self.stage_seconds = Histogram(
+        self.stage_seconds = ValueHistogram(
             "winnow_inference_stage_seconds",
             "Time of an inference request in each stage: queue (waiting for its turn), compute (detector, student, "
             "decision).",
             ("stage",),
-            buckets=SECONDS,
-            registry=registry,
+            SECONDS,
         )
         self.images = Counter(
             "winnow_inference_images", "Images answered or abstained on.", OF_MODEL, registry=registry
         )
-        self.batch_images = Histogram(
-            "winnow_inference_batch_images",
-            "Images in the call that a request was part of.",
-            buckets=BATCH_IMAGES,
-            registry=registry,
+        self.batch_images = ValueHistogram(
+            "winnow_inference_batch_images", "Images in the call that a request was part of.", (), BATCH_IMAGES
         )
         self.abstentions = Counter(
             "winnow_inference_abstentions", "Images without a label.", (*OF_MODEL, "reason"), registry=registry
@@ -95,7 +90,8 @@ class Metrics:
         self.p_values = ValueHistogram(
             "winnow_inference_p_value", "P-values of images under the model's own calibration.", OF_MODEL, P_VALUES
         )
-        self.registry.register(self.p_values)
+        for histogram in (self.request_seconds, self.stage_seconds, self.batch_images, self.p_values):
+            registry.register(histogram)
         self._told: set[tuple[str, str]] = set()
 
     def model(self, tenant: str, model: str) -> tuple[str, str]:
@@ -127,7 +123,8 @@ class ValueHistogram(Collector):
         self._counts: dict[tuple[str, ...], NDArray[np.int64]] = {}
         self._sums: dict[tuple[str, ...], float] = {}
 
-    def observe(self, labels: tuple[str, ...], values: NDArray[np.float64]) -> None:
+    def observe(self, labels: tuple[str, ...], given: Sequence[float] | NDArray[np.float64]) -> None:
+        values = np.asarray(given, dtype=np.float64)
         found = np.bincount(np.searchsorted(self._bounds, values, side="left"), minlength=len(self._bounds) + 1)
         with self._lock:
             self._counts[labels] = self._counts.get(labels, 0) + found

@@ -26,7 +26,7 @@ from service.storage import Storage
 from service.tenancy import TenantStorage
 
 MOST_VERSIONS = 100  # the one unused for longest is forgotten first
-IMAGES_PER_SECOND = 500  # more are thinned out: whether an image counts has nothing to do with what it is
+IMAGES_PER_SECOND = 200  # more are thinned out: whether an image counts has nothing to do with what it is
 RECENT = 500
 
 log = structlog.get_logger()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
-import structlog
 
 from service.errors import WinnowError
 from service.metrics import Metrics
@@ -18,7 +18,8 @@ MOST_WAITING = 8192
 GATHER_S = 0.1
 """After the first thing to take in, so that it is worth the switch of threads. With nothing to do, nothing wakes."""
 
-log = structlog.get_logger()
+ItemT = TypeVar("ItemT")
+KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,15 @@ class Telemetry:
     def flush(self) -> None:
         """Take in all that happened until now; for those who are about to look."""
         with self._lock:
-            while self._waiting:
-                self._take(self._waiting.popleft())
+            items = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            seen = [item for item in items if isinstance(item, Seen)]
+            self._count_requests([item for item in items if isinstance(item, Answered)])
+            self._count_images(seen)
+            for code, times in Counter(item for item in items if isinstance(item, str)).items():
+                self.metrics.refusals.labels(code).inc(times)
+            for each in seen:
+                for take in self.takers:
+                    take(each)
 
     def _put(self, item: Answered | Seen | str) -> None:
         if len(self._waiting) >= MOST_WAITING:
@@ -104,27 +112,32 @@ class Telemetry:
             self._wake.clear()
             self.flush()
 
-    def _take(self, item: Answered | Seen | str) -> None:
+    def _count_requests(self, requests: list[Answered]) -> None:
         metrics = self.metrics
-        if isinstance(item, Answered):
-            metrics.requests.labels(item.method, item.route, str(item.status)).inc()
-            metrics.request_seconds.labels(item.method, item.route).observe(item.seconds)
-        elif isinstance(item, str):
-            metrics.refusals.labels(item).inc()
-        else:
-            self._count(item)
-            for take in self.takers:
-                take(item)
+        for labels, times in Counter((each.method, each.route, str(each.status)) for each in requests).items():
+            metrics.requests.labels(*labels).inc(times)
+        for (method, route), found in _grouped(requests, lambda each: (each.method, each.route)):
+            metrics.request_seconds.observe((method, route), [each.seconds for each in found])
 
-    def _count(self, seen: Seen) -> None:
-        metrics, answers = self.metrics, seen.answers
-        labels = metrics.model(seen.tenant, answers.model)
-        metrics.images.labels(*labels).inc(len(answers))
-        metrics.batch_images.observe(answers.timing.batch_images)
-        metrics.stage_seconds.labels("queue").observe(answers.timing.queued_s)
-        metrics.stage_seconds.labels("compute").observe(answers.timing.computed_s)
-        if seen.standard:
-            metrics.p_values.observe(labels, answers.p_value)
-        if np.any(answers.abstained):
-            for reason in filter(None, answers.reason):
-                metrics.abstentions.labels(*labels, reason).inc()
+    def _count_images(self, seen: list[Seen]) -> None:
+        """Together for each version: a number at a time would cost more than answering did."""
+        metrics = self.metrics
+        for key, found in _grouped(seen, lambda each: (each.tenant, each.answers.model)):
+            labels = metrics.model(*key)
+            timings = [each.answers.timing for each in found]
+            metrics.images.labels(*labels).inc(sum(len(each.answers) for each in found))
+            metrics.batch_images.observe((), [timing.batch_images for timing in timings])
+            metrics.stage_seconds.observe(("queue",), [timing.queued_s for timing in timings])
+            metrics.stage_seconds.observe(("compute",), [timing.computed_s for timing in timings])
+            if p_values := [each.answers.p_value for each in found if each.standard]:
+                metrics.p_values.observe(labels, np.concatenate(p_values))
+            reasons = Counter(reason for each in found for reason in each.answers.reason if reason is not None)
+            for reason, times in reasons.items():
+                metrics.abstentions.labels(*labels, reason).inc(times)
+
+
+def _grouped(items: Iterable[ItemT], key: Callable[[ItemT], KeyT]) -> Iterable[tuple[KeyT, list[ItemT]]]:
+    groups: dict[KeyT, list[ItemT]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups.items()

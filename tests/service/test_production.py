@@ -192,11 +192,11 @@ def test_telemetry_takes_what_waits_before_it_ends() -> None:
 def test_a_fifth_perturbed_raises_the_alarm_within_500_requests(client: httpx.Client) -> None:
     with structlog.testing.capture_logs() as logs:
         rng = np.random.default_rng(7)
-        body = npz_of(clean_images(300, seed=21)[0])
+        body = npz_of(clean_images(150, seed=21)[0])
         assert client.post(PREDICT, content=body).status_code == 200
         before = client.get("/v1/models/signs/drift").json()
-        assert (before["alarm"], before["images"], before["rate"]) == (False, 300, 0.01)
-        assert sum(each["observed"] for each in before["bins"]) == 300
+        assert (before["alarm"], before["images"], before["rate"]) == (False, 150, 0.01)
+        assert sum(each["observed"] for each in before["bins"]) == 150
         assert sum(each["promised"] for each in before["bins"]) == pytest.approx(1)
         asked = 0
         while asked < 500 and not client.get("/v1/models/signs/drift").json()["alarm"]:
@@ -218,24 +218,24 @@ def test_a_fifth_perturbed_raises_the_alarm_within_500_requests(client: httpx.Cl
 
 
 def test_the_watch_begins_anew_when_it_is_told_to_and_after_a_promotion(client: httpx.Client) -> None:
-    body = npz_of(striped_images(200, seed=3))
+    body = npz_of(striped_images(40, seed=3))
 
     def alarm() -> tuple[bool, int]:
         told = client.get("/v1/models/signs/drift").json()
         return told["alarm"], told["images"]
 
     assert client.post(PREDICT, content=body).status_code == 200
-    assert alarm() == (True, 200)
+    assert alarm() == (True, 40)
     assert client.delete("/v1/models/signs/drift").json()["alarm"] is False
     assert alarm() == (False, 0)
     assert client.get("/v1/audit?action=drift.reset").json()["items"][0]["subject"] == "model signs@1"
     client.post(PREDICT, content=body)
-    assert alarm() == (True, 200)
+    assert alarm() == (True, 40)
     assert client.put("/v1/models/signs/aliases/champion", json={"version": 1}).status_code == 200
     assert alarm() == (False, 0)
     client.post(PREDICT, content=body)
     client.put("/v1/models/signs/aliases/champion", json={"version": 1})
-    assert alarm() == (True, 200), "it pointed there already"
+    assert alarm() == (True, 40), "it pointed there already"
 
 
 def test_drift_counts_only_what_the_calibration_speaks_of(app: FastAPI) -> None:
