@@ -18,7 +18,7 @@ from service.api.schemas import JobRequest
 from service.embedded.running import RunningStack
 from tests.integration.conftest import FAST_DISTILL, FAST_EVALUATE, FAST_FILTER, Digits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2000)]
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -55,7 +55,7 @@ def place(tmp_path: Path, stack: RunningStack, digits: Digits) -> Path:
 def run(stack: RunningStack, place: Path, command: list[str], text: str) -> str:
     told = text.replace("http://127.0.0.1:8080", stack.url)
     env = {**os.environ, "HOME": str(place), "PYTHONPATH": str(DOCS.parent)}
-    done = subprocess.run([*command, told], cwd=place, env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, told], cwd=place, env=env, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
