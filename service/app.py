@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from service.api import (
     access,
     audit,
+    bundles,
     captures,
     datasets,
     drift,
@@ -100,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
         verdicts,
         reviews,
         models,
+        bundles,
         drift,
         captures,
         keys,

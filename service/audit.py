@@ -36,6 +36,7 @@ class Action(StrEnum):
     JOB_CANCELLED = "job.cancelled"
     JOB_RETRIED = "job.retried"
     ALIAS_MOVED = "alias.moved"
+    MODEL_IMPORTED = "model.imported"
     DRIFT_RESET = "drift.reset"
     CAPTURES_DELETED = "captures.deleted"
     WEBHOOK_CREATED = "webhook.created"

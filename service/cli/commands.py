@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.cli import audit, keys, review, tenants, upkeep, webhooks
+from service.cli import audit, keys, models, review, tenants, upkeep, webhooks
 from service.cli.archive import opened_for_upload
 from service.cli.follow import JsonOption, NoWaitOption, follow, tell_events
 from service.cli.outcome import DONE, EXIT_CODES, FAILED, Commands
@@ -34,6 +34,7 @@ app = typer.Typer(
     help=f"Removes poison from image training sets, and serves the model trained on what is left.\n\n{EXIT_CODES}",
 )
 app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(audit.app, name="audit")
 app.add_typer(webhooks.app, name="webhooks")

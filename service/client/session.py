@@ -15,6 +15,7 @@ import httpx
 from service.client import following
 from service.client.access import Audit, Keys
 from service.client.answers import WireT, json_object, parse, problem_of, validated
+from service.client.bundles import Bundles
 from service.client.errors import CannotReach
 from service.client.pieces import CHUNK_BYTES, bytes_left, pieces
 from service.client.records import Alias, DatasetVersion, Job, JobEvent, ModelVersion, Predictions, Sample, Verdict
@@ -38,6 +39,7 @@ class WinnowClient:
         self.audit = Audit(self)
         self.tenants = Tenants(self)
         self.webhooks = Webhooks(self)
+        self.bundles = Bundles(self)
         try:
             self._http = httpx.Client(
                 base_url=self.url,

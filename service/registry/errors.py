@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.errors import Corrupt, NotFound
+from service.errors import Corrupt, InvalidInput, NotFound
 
 
 class BundleCorrupt(Corrupt):
@@ -17,3 +17,15 @@ class ModelNotFound(NotFound):
 
 class AliasNotFound(NotFound):
     code = "alias_not_found"
+
+
+class BundleUnreadable(InvalidInput):
+    """What was sent to be imported is no whole bundle."""
+
+    code = "bundle_unreadable"
+
+
+class BundleUnusable(InvalidInput):
+    """A whole bundle that this service cannot serve."""
+
+    code = "bundle_unusable"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -125,6 +125,15 @@ class Engine:
         """Have exactly the version that the reference means now in memory. Raises what makes it unusable."""
         ref = reference if isinstance(reference, ModelRef) else parse_model_ref(reference)
         return await self._load_off_loop(await self._look((tenant, ref)))
+
+    async def try_bundle(self, prefix: str, digests: Mapping[str, str], *, tenant: str = DEFAULT) -> None:
+        """Load and warm a bundle that no version points at yet, and let it go. Raises what makes it unusable."""
+
+        def tried() -> None:
+            bundle = load(TenantStorage(self._storage, tenant), prefix, digests)
+            Served(bundle, self._runtime, name="tried", version=1, batch=self._settings.predict_batch)
+
+        await self._in(self._loading, tried)
 
     async def unload(self, name: str, *, tenant: str = DEFAULT) -> list[str]:
         """Let all versions of a model go from memory; asked for again, they are loaded again."""
