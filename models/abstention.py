@@ -20,6 +20,7 @@ from models.mc_dropout import class_profiles as class_profiles
 from models.mc_dropout import dropout_masks as dropout_masks
 from models.mc_dropout import uncertainty as uncertainty
 from models.mc_dropout import uncertainty_of as uncertainty_of
+from models.reliability import at_temperature
 
 Reason = Literal["perturbed", "uncertain", "unfamiliar", "outlier"]
 """The test that spoke: the detector's score, the KL divergence, the distance of the features, the outlier class."""
@@ -42,6 +43,7 @@ class AbstentionCalibration:
     student_scores: (m,) of each further score that the student's graph gives, named by the reason it stands for.
     answers: (m,) int64, what the student made of each image; None in a calibration of before they were kept.
     per_class: whether an image is judged by the calibration images of the same answer.
+    temperature: at which the probabilities that are told mean what they say (models.reliability); no test uses it.
     """
 
     profiles: Float64s
@@ -50,6 +52,7 @@ class AbstentionCalibration:
     student_scores: Mapping[Reason, Float64s] = field(default_factory=dict)
     answers: npt.NDArray[np.int64] | None = None
     per_class: bool = False
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         _check_profiles(self.profiles)
@@ -58,6 +61,8 @@ class AbstentionCalibration:
         scores = self.scores_by_reason.values()
         if any(s.shape != (self.n,) or not np.isfinite(s).all() for s in scores) or self.n == 0:
             raise InvalidCalibration("calibration scores must be finite, at least one, and as many of each kind")
+        if not 0 < self.temperature < np.inf:
+            raise InvalidCalibration(f"a temperature is above 0 and finite, not {self.temperature}")
         self._check_answers()
 
     @property
@@ -81,6 +86,7 @@ class AbstentionCalibration:
             "student_scores": student,
             "answers": None if self.answers is None else self.answers.tolist(),
             "per_class": self.per_class,
+            "temperature": self.temperature,
         }
 
     @classmethod
@@ -95,6 +101,7 @@ class AbstentionCalibration:
                 {name: np.array(scores, dtype=np.float64) for name, scores in data.get("student_scores", {}).items()},
                 None if answers is None else np.array(answers, dtype=np.int64),
                 bool(data.get("per_class", False)),
+                float(data.get("temperature", 1.0)),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidCalibration(f"malformed abstention calibration: {error!r}") from error
@@ -145,6 +152,7 @@ class Decision:
     label_index: (n,) int64, argmax of p̄ whether abstained or not. p_value: (n,), of all tests together; abstained where
     it is <= α. p_class: (n,), the same among the calibration images of the same answer. p_each: (n,) of each test
     alone: not to be compared with α one by one, for two tests refuse up to twice as many clean images.
+    probabilities: (n, c), p̄ at the calibration's temperature: what the user is told.
     """
 
     label_index: npt.NDArray[np.int64]
@@ -154,6 +162,7 @@ class Decision:
     p_class: Float64s | None
     p_each: Mapping[Reason, Float64s]
     uncertainty: Uncertainty
+    probabilities: Float64s
 
     @property
     def p_uncertain(self) -> Float64s:
@@ -174,11 +183,13 @@ def calibrate_abstention(
     profiles: Floats | None = None,
     student_scores: Mapping[Reason, Floats] | None = None,
     per_class: bool = False,
+    temperature: float = 1.0,
 ) -> AbstentionCalibration:
     """Calibrate on held-out clean images that neither student nor detector was fitted on.
 
     probabilities: (k, n, c); labels: (n,) int64; detector_scores: (n,), or None where there is no detector;
     student_scores: (n,) each. per_class: decide by the calibration images of the same answer.
+    temperature: of the probabilities that are told, as from `models.reliability.fit_temperature`.
     profiles: (c, c) made from other images (of training, say). Without them a random quarter of the images, drawn from
     `seed`, makes the profiles and the rest calibrates: an image that shapes its own profile lies closer to it than a
     new one, and α would not hold.
@@ -202,6 +213,7 @@ def calibrate_abstention(
         student_scores={name: np.asarray(scores, dtype=np.float64)[rows] for name, scores in further.items()},
         answers=mean[rows].argmax(axis=1).astype(np.int64),
         per_class=per_class,
+        temperature=temperature,
     )
 
 
@@ -252,6 +264,7 @@ def decide_on(
         p_class=p_class,
         p_each=dict(zip(calibration.reasons, p_each.T, strict=True)),
         uncertainty=found,
+        probabilities=at_temperature(found.mean_probabilities, calibration.temperature),
     )
 
 

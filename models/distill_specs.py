@@ -36,6 +36,10 @@ class AbstentionSpec(Spec):
         0.01, description="share of clean inputs that may be refused, unless the request says otherwise"
     )
     mc_passes: Annotated[int, Field(ge=2, le=256)] = 32
+    per_class: bool = Field(
+        False,
+        description="judge an image by the calibration images of the same answer, where they are enough to promise α",
+    )
     holdout_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.1, description="share of the set held out to calibrate, where no reference is given"
     )

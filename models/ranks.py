@@ -82,6 +82,12 @@ class Ranks:
         if flag.item():
             raise Stopped
 
+    def settle(self, model: nn.Module) -> None:
+        """Give every rank rank 0's weights and buffers: batch norm has seen other samples on each."""
+        if not self.alone:
+            for tensor in model.state_dict().values():
+                distributed.broadcast(tensor, src=0)
+
     def parallel(self, step: nn.Module, device: torch.device) -> nn.Module:
         """A module that computes a loss, so wrapped that its gradients are those of all ranks."""
         if self.alone:

@@ -78,6 +78,7 @@ def fit(
         model.load_state_dict(progress.best)
     if progress.epoch < spec.epochs:
         run.report(spec.epochs * batches.steps)
+    Ranks.current().settle(model)
     model.eval()
     return FitResult(list(progress.train_loss), list(progress.validation_loss))
 

@@ -66,6 +66,12 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(
         1.0, gt=0, description="how often a worker renews its lease and looks for a cancel"
     )
+    checkpoint_seconds: float = Field(
+        60.0, gt=0, description="how often a fit keeps its state within an epoch, for when its worker is lost"
+    )
+    training_processes: int | None = Field(
+        None, ge=1, le=64, description="processes that fit a distillation together; default: one a CUDA device"
+    )
     reap_seconds: float = Field(1.0, gt=0, description="how often a worker looks for lost and unclaimed jobs")
     worker_queues: str = Field(
         "cpu,gpu", pattern="^(cpu|gpu|cpu,gpu|gpu,cpu)$", description="jobs a worker takes: cpu, gpu, or both"

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.classifiers import Classifier
+from models.familiarity import student_scores
 from models.filtering import Filter
 from models.onnx_export import (
     Arrays,
@@ -40,9 +41,10 @@ def graphs(student: Classifier, material: Material, masks: NDArray[np.float32]) 
     if detector is not None:
         files |= _of_filter(student, detector, material, inputs)
         expected["scores"] = detector.score(sample)
+    own: Arrays = {str(name): scores for name, scores in student_scores(student, sample).items()}
     differences = [
         check_parity(files[STUDENT], inputs, {"probabilities": probabilities}, atol=PARITY_ATOL),
-        check_parity(files[SERVED], inputs, expected, atol=PARITY_ATOL),
+        check_parity(files[SERVED], inputs, {**expected, **own}, atol=PARITY_ATOL),
     ]
     few = {name: values[:KEPT_IMAGES].astype(np.float32) for name, values in expected.items()}
     kept = Parity(sample[:KEPT_IMAGES], few["mean_probabilities"], few["class_entropy"], few.get("scores"))

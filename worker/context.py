@@ -33,9 +33,11 @@ class Outcome:
 class StorageCheckpoints:
     """Checkpoints of one job on storage, shared by its attempts."""
 
-    def __init__(self, storage: Storage, prefix: str) -> None:
+    def __init__(self, storage: Storage, prefix: str, *, every_seconds: float) -> None:
+        """every_seconds: how often a fit keeps its state within an epoch."""
         self._storage = storage
         self._prefix = prefix
+        self.every_seconds = every_seconds
 
     def load(self, name: str) -> bytes | None:
         key = self._key(name)
@@ -46,7 +48,7 @@ class StorageCheckpoints:
 
     def of(self, part: str) -> StorageCheckpoints:
         """The checkpoints of one of several parts of the job that use the same names."""
-        return StorageCheckpoints(self._storage, f"{self._prefix}/{part}")
+        return StorageCheckpoints(self._storage, f"{self._prefix}/{part}", every_seconds=self.every_seconds)
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{re.sub(r'[^a-zA-Z0-9_-]', '_', name)}"
@@ -77,7 +79,8 @@ class Context:
 
     @property
     def checkpoints(self) -> StorageCheckpoints:
-        return StorageCheckpoints(self.storage, artifacts.checkpoints_prefix(self.claim.job_id))
+        prefix = artifacts.checkpoints_prefix(self.claim.job_id)
+        return StorageCheckpoints(self.storage, prefix, every_seconds=self.settings.checkpoint_seconds)
 
     @property
     def artifacts(self) -> str:

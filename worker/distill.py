@@ -7,22 +7,23 @@ from typing import Any
 import numpy as np
 from sqlalchemy.orm import Session
 
-from models.abstention import calibrate_abstention
-from models.calibration import check_alpha, wilson_interval
-from models.classifiers import Classifier
+from models.calibration import wilson_interval
+from models.classifiers import Classifier, UnfitNetwork, check_fits
 from models.distillation import Distilled, distill
 from models.specs import DistillSpec
 from models.uncertainty import mc_probabilities
 from service.errors import UnusableDataset
 from service.registry import bundle
 from service.registry import repository as registry
-from service.registry.calibration import McDropout, ServingCalibration
+from service.registry.calibration import ServingCalibration
 from worker import card
+from worker.abstaining import calibrate
 from worker.artifacts import save_network
 from worker.bundling import graphs
 from worker.context import Context, Outcome
 from worker.material import Material, gather
-from worker.scoring import filter_scores
+from worker.ranks import fitting_together, ranks_wanted
+from worker.reporting import write_distillation
 
 PLAN = {"teacher": 50.0, "soft labels": 2.0, "student": 45.0, "calibrating": 3.0, "exporting": 5.0}
 
@@ -31,15 +32,9 @@ def run(context: Context) -> Outcome:
     context.progress.plan(PLAN)
     spec = DistillSpec.model_validate(context.claim.params)
     material = gather(context, spec)
-    distilled = distill(
-        material.images,
-        material.labels,
-        spec,
-        num_classes=len(material.classes),
-        watch_for=context.progress.enter,
-        checkpoints=context.checkpoints,
-    )
-    calibration, metrics = _calibrate(context, distilled, material, spec)
+    _refuse_unfit_networks(spec, material)
+    distilled = _distilled(context, material, spec)
+    calibration, metrics = calibrate(context, distilled.student, material, spec)
     metrics["teacher_accuracy"] = _accuracy(distilled.teacher, material)
     metrics["student_accuracy"] = _accuracy(distilled.student, material)
     _refuse_worse_student(metrics, spec)
@@ -47,6 +42,7 @@ def run(context: Context) -> Outcome:
     files = _export(distilled, material, calibration, metrics)
     document = card.write(context, spec, material, distilled, metrics)
     files["card.json"] = card.to_bytes(document)
+    write_distillation(context, context.claim.inputs["model"], document)
     prefix = bundle.prefix_of(context.claim.inputs["model"], context.claim.job_id, context.claim.attempt)
     context.written.append(prefix)
     digests = bundle.publish(context.storage, prefix, files)
@@ -59,23 +55,18 @@ def run(context: Context) -> Outcome:
     return Outcome({"metrics": metrics, "bundle_digest": bundle.bundle_digest(digests)}, publish)
 
 
-def _calibrate(
-    context: Context, distilled: Distilled, material: Material, spec: DistillSpec
-) -> tuple[ServingCalibration, dict[str, Any]]:
-    watch = context.progress.enter("calibrating", unit="images")
-    student = distilled.student
-    mc = McDropout(spec.abstention.mc_passes, spec.student.dropout, spec.seed, student.feature_dim)
-    probabilities = mc_probabilities(student, material.held_images, mc.masks(), watch=watch)
-    scores = filter_scores(material.detector, material.held_images, watch) if material.detector else None
-    abstention = calibrate_abstention(probabilities, material.held_labels, scores, seed=spec.seed)
-    check_alpha(spec.abstention.alpha, abstention.n)
-    metrics = {
-        "num_calibration": abstention.n,
-        "smallest_alpha": abstention.smallest_alpha,
-        "alpha": spec.abstention.alpha,
-        "mc_variance": float(probabilities.var(axis=0).mean()),
-    }
-    return ServingCalibration(abstention, mc, spec.abstention.alpha), metrics
+def _distilled(context: Context, material: Material, spec: DistillSpec) -> Distilled:
+    """On one device, or on all that the settings or the machine have."""
+    size, classes = ranks_wanted(context.settings.training_processes), len(material.classes)
+    with fitting_together(size, material.images, material.labels, spec, num_classes=classes):
+        return distill(
+            material.images,
+            material.labels,
+            spec,
+            num_classes=classes,
+            watch_for=context.progress.enter,
+            checkpoints=context.checkpoints,
+        )
 
 
 def _accuracy(network: Classifier, material: Material) -> dict[str, Any]:
@@ -85,6 +76,14 @@ def _accuracy(network: Classifier, material: Material) -> dict[str, Any]:
     correct, n = int((found == material.held_labels).sum()), len(material.held_labels)
     low, high = wilson_interval(correct, n)
     return {"share": correct / n, "low": low, "high": high, "n": n}
+
+
+def _refuse_unfit_networks(spec: DistillSpec, material: Material) -> None:
+    try:
+        for network in (spec.teacher, spec.student):
+            check_fits(network, material.image_shape)
+    except UnfitNetwork as error:
+        raise UnusableDataset(f"{str(error)[0].upper()}{str(error)[1:]}.", code="network_does_not_fit") from error
 
 
 def _refuse_worse_student(metrics: dict[str, Any], spec: DistillSpec) -> None:

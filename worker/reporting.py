@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from worker.exhibits import gallery
 from worker.fitting import Fitted, filter_phase
 from worker.judging import Judgement
 from worker.libraries import library_versions
+from worker.reports.distill import DistillFacts, distill_report
 from worker.reports.evaluate import AttackExample, EvaluateFacts, evaluate_report
 from worker.reports.page import Report
 from worker.reports.sanitise import (
@@ -133,6 +135,20 @@ def write_evaluation(
         amplitude=document["gradient_amplitude"],
     )
     _write(context, evaluate_report(facts))
+
+
+def write_distillation(context: Context, model: str, card: Mapping[str, Any]) -> None:
+    """card: the model card as it is published."""
+    facts = DistillFacts(
+        model=model,
+        job_id=context.claim.job_id,
+        spec=card["spec"],
+        metrics=card["metrics"],
+        notes=card["notes"],
+        losses=card["losses"],
+        versions=card["libraries"],
+    )
+    _write(context, distill_report(facts))
 
 
 def _write(context: Context, report: Report) -> None:

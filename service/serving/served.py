@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.abstention import AbstentionCalibration, Reason, calibrate_abstention, dropout_masks
 from models.calibration import AlphaTooSmall, check_alpha
+from models.reliability import at_temperature
 from service.references import ModelRef
 from service.registry.bundle import HEAD, REFORMED, SERVED, Bundle
 from service.serving.answers import Answers, Options, Timing
@@ -121,7 +122,7 @@ class Served:
             bundle=self.bundle,
             alpha=alpha,
             classes=self.classes,
-            probabilities=judged.mean_probabilities.astype(np.float32),
+            probabilities=at_temperature(judged.mean_probabilities, calling.calibration.temperature).astype(np.float32),
             index=judged.index,
             abstained=abstained,
             reason=reason,
@@ -163,4 +164,5 @@ class Served:
             seed=self._mc.seed,
             student_scores=dict(zip(own.student_scores, scores, strict=True)),
             per_class=own.per_class,
+            temperature=own.temperature,
         )

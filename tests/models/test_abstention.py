@@ -19,6 +19,7 @@ from models.abstention import (
     uncertainty,
 )
 from models.calibration import AlphaTooSmall, realised_rate_bounds
+from models.reliability import fit_temperature
 
 Draw = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
@@ -231,3 +232,90 @@ def test_different_seeds_set_different_images_aside() -> None:
     probabilities, labels, _ = images(np.random.default_rng(12), 100)
     first, again, other = (calibrate_abstention(probabilities, labels, None, seed=s).kl_scores for s in (0, 0, 1))
     assert first.tolist() == again.tolist() != other.tolist()
+
+
+def test_further_scores_of_the_student_speak_and_alpha_still_holds() -> None:
+    rng, rates = np.random.default_rng(13), []
+    for draw in range(100):
+        probabilities, labels, scores = images(rng, 265 + 80)
+        far = {"unfamiliar": scores**2 + rng.normal(size=345)}
+        calibration = calibrate_abstention(
+            probabilities[:, :265],
+            labels[:265],
+            scores[:265],
+            seed=draw,
+            student_scores={"unfamiliar": far["unfamiliar"][:265]},
+        )
+        assert calibration.reasons == ("perturbed", "uncertain", "unfamiliar")
+        found = decide(
+            probabilities[:, 265:],
+            scores[265:],
+            calibration,
+            alpha=0.05,
+            student_scores={"unfamiliar": far["unfamiliar"][265:]},
+        )
+        rates.append(found.abstained.mean())
+    law = stats.betabinom(80, 10, 200 - 10)
+    assert abs(np.mean(rates) - law.mean() / 80) < 4 * law.std() / 80 / np.sqrt(100)
+    with pytest.raises(ValueError, match="exactly where"):
+        decide(probabilities, scores, calibration, alpha=0.05)
+    foreign = decide(
+        probabilities[:, :5],
+        np.full(5, float(np.median(scores))),
+        calibration,
+        alpha=0.05,
+        student_scores={"unfamiliar": np.full(5, 1e3)},
+    )
+    assert set(foreign.reason) == {"unfamiliar"}
+    again = AbstentionCalibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    assert again.to_json() == calibration.to_json()
+
+
+def test_per_class_the_rate_holds_for_each_answer() -> None:
+    """Answers of class 0 score higher by nature: all together they bear the refusals, class by class they do not."""
+    rng = np.random.default_rng(14)
+
+    def draw(n: int) -> Draw:
+        probabilities, labels, scores = images(rng, n, classes=3)
+        answers = probabilities.mean(axis=0).argmax(axis=1)
+        return probabilities, labels, scores + 5.0 * (answers == 0)
+
+    rates = {True: [], False: []}  # type: dict[bool, list[float]]
+    for seed in range(30):
+        probabilities, labels, scores = draw(1200)
+        for per_class in (True, False):
+            calibration = calibrate_abstention(
+                probabilities[:, :800], labels[:800], scores[:800], seed=seed, per_class=per_class
+            )
+            found = decide(probabilities[:, 800:], scores[800:], calibration, alpha=0.1)
+            assert found.p_class is not None
+            others = found.label_index != 0
+            rates[per_class].append(float(found.abstained[others].mean()))
+    assert abs(np.mean(rates[True]) - 0.1) < 0.02
+    assert np.mean(rates[False]) < 0.08
+
+
+def test_an_answer_with_too_few_images_to_promise_alpha_is_judged_by_all() -> None:
+    probabilities, labels, _ = images(np.random.default_rng(15), 400, classes=40)
+    calibration = calibrate_abstention(probabilities, labels, None, seed=0, per_class=True)
+    found = decide(probabilities, None, calibration, alpha=0.02)
+    few = calibration.answer_counts[found.label_index] < 49
+    assert few.any()
+    whole = decide(probabilities, None, calibrate_abstention(probabilities, labels, None, seed=0), alpha=0.02)
+    assert np.array_equal(found.p_value[few], whole.p_value[few])
+    assert whole.p_class is not None
+    assert np.array_equal(found.p_value[~few], whole.p_class[~few])
+
+
+def test_told_probabilities_are_at_the_calibrated_temperature() -> None:
+    probabilities, labels, _ = images(np.random.default_rng(16), 2000)
+    temperature = fit_temperature(probabilities.mean(axis=0), labels)
+    calibration = calibrate_abstention(probabilities, labels, None, seed=0, temperature=temperature)
+    assert temperature != 1.0
+    found = decide(probabilities, None, calibration, alpha=0.05)
+    assert np.array_equal(found.probabilities.argmax(axis=1), found.label_index)
+
+    def likelihood(p: npt.NDArray[np.float64]) -> float:
+        return float(np.log(p[np.arange(2000), labels]).mean())
+
+    assert likelihood(found.probabilities) > likelihood(found.uncertainty.mean_probabilities)
