@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.attacks.gradient import evaluating, margin
 from models.images import chunks
 
-Output = Literal["logits", "probabilities"]
+Output = Literal["logits", "probabilities", "log_probabilities"]
 PAIRS_AT_ONCE = 2**23
 """Pairs scored together: 32 MiB an intermediate result."""
 
@@ -33,8 +33,10 @@ def jsma(
 
     theta: step of a feature, in [-1, 1]; negative darkens. A feature leaves the search once it is at 0 or 1; with
     |theta| < 1 one may be moved again, which costs no more of the budget. Features go in pairs: an odd budget's last
-    one stays unused. output: whose Jacobian makes the map; that of the probabilities vanishes where the softmax
-    saturates, and then nothing moves: gradient masking, which the logits do not suffer.
+    one stays unused. output: whose Jacobian makes the map. That of the probabilities, which the paper takes, vanishes
+    where the softmax saturates, and then nothing moves: gradient masking. The logits do not suffer from it, but their
+    map asks that all other logits fall together, and reaches half as many targets. The logarithms of the probabilities
+    have neither fault.
     An image for which no pair helps stays as far as it got. From an 8-bit image a theta of whole levels, as ±1 is,
     gives an 8-bit one.
     Raises ValueError where max_features < 2, or theta is 0 or outside [-1, 1].
@@ -122,10 +124,14 @@ def _derivatives(
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = model(x)
-        outputs = logits.softmax(1) if output == "probabilities" else logits
-        wanted = outputs.gather(1, targets[:, None]).sum()
-        (toward,) = torch.autograd.grad(wanted, x, retain_graph=True)
-        (away,) = torch.autograd.grad(wanted - outputs.sum(), x)
+        if output == "log_probabilities":  # to raise the target's is to lower the others' sum: one map
+            (toward,) = torch.autograd.grad(logits.log_softmax(1).gather(1, targets[:, None]).sum(), x)
+            away = toward
+        else:
+            outputs = logits.softmax(1) if output == "probabilities" else logits
+            wanted = outputs.gather(1, targets[:, None]).sum()
+            (toward,) = torch.autograd.grad(wanted, x, retain_graph=True)
+            (away,) = torch.autograd.grad(wanted - outputs.sum(), x)
     sign = math.copysign(1, theta)
     return logits.argmax(1) == targets, sign * toward.flatten(1), sign * away.flatten(1)
 

@@ -112,7 +112,9 @@ def _by_gradient(spec: EvaluateSpec, target: Target) -> dict[AttackName, tuple[f
         "deepfool": (5 * DEEPFOOL_STEPS, lambda x, y, _: deepfool(student, x, y, steps=DEEPFOOL_STEPS)),
         "jsma": (
             spec.jsma_features,
-            lambda x, y, rng: jsma_untargeted(student, x, y, max_features=spec.jsma_features, rng=rng),
+            lambda x, y, rng: jsma_untargeted(
+                student, x, y, max_features=spec.jsma_features, output="log_probabilities", rng=rng
+            ),
         ),
     }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from attacked import Linear, Untouched, digits, fitted, margins_of, recognised
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.attacks.gradient import to_8bit
+from models.attacks.gradient import evaluating, to_8bit
 from models.attacks.saliency import _best_pairs, jsma, jsma_untargeted
 
 BUDGET = 36
@@ -133,10 +135,12 @@ def test_a_saturated_softmax_stops_the_map_of_probabilities_and_not_that_of_logi
     target = (y + 1) % 10
     masked = jsma(Sharp(), x, target, max_features=BUDGET, output="probabilities")
     seen = jsma(Sharp(), x, target, max_features=BUDGET, output="logits")
+    clear = jsma(Sharp(), x, target, max_features=BUDGET, output="log_probabilities")
     fitted().train()
     fitted()[1].eval()
     assert torch.equal(masked, x)
     assert (margins_of(fitted(), seen, target) < 0).float().mean() > 0.5
+    assert (margins_of(fitted(), clear, target) < 0).float().mean() > 0.8
 
 
 def test_an_image_is_attacked_alike_in_any_batch_and_a_wrong_one_stays() -> None:
@@ -156,3 +160,25 @@ def test_bad_arguments_are_refused(name: str, value: float) -> None:
     arguments: dict[str, Any] = {"max_features": 4} | {name: value}
     with pytest.raises(ValueError, match=name):
         jsma(fitted(), x, y, **arguments)
+
+
+@pytest.mark.slow  # ART takes seconds to import
+def test_it_reaches_as_many_targets_as_art_within_the_same_budget() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from art.attacks.evasion import SaliencyMapMethod
+        from art.estimators.classification import PyTorchClassifier
+    x, y = recognised(40)
+    targets = (y + 1 + torch.arange(len(y)) % 9) % 10
+    with evaluating(fitted()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = PyTorchClassifier(fitted(), torch.nn.CrossEntropyLoss(), (1, 16, 16), 10, clip_values=(0, 1))
+        oracle = SaliencyMapMethod(wrapped, theta=1.0, gamma=BUDGET / 256, verbose=False)
+        theirs = torch.from_numpy(oracle.generate(x.numpy(), np.eye(10)[targets.numpy()]))
+    reached = (margins_of(fitted(), theirs, targets) < 0).float().mean()
+    assert reached > 0.8
+    assert changed(theirs, x).max() <= BUDGET + 2
+    for output in ("probabilities", "log_probabilities"):
+        ours = jsma(fitted(), x, targets, max_features=BUDGET, output=output)
+        assert (margins_of(fitted(), ours, targets) < 0).float().mean() >= reached - 0.03
+        assert changed(ours, x).float().mean() <= changed(theirs, x).float().mean() + 0.5
