@@ -7,6 +7,6 @@ from typing import Any
 import schemathesis
 
 
-@schemathesis.serializer("application/offset+octet-stream", "application/x-npz", "image/*")
+@schemathesis.serializer("application/offset+octet-stream", "application/zip", "application/x-npz", "image/*")
 def as_bytes(_context: Any, value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
