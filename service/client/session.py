@@ -38,8 +38,7 @@ class WinnowClient:
         self.keys = Keys(self)
         self.audit = Audit(self)
         self.tenants = Tenants(self)
-        self.webhooks = Webhooks(self)
-        self.bundles = Bundles(self)
+        self.webhooks, self.bundles = Webhooks(self), Bundles(self)
         try:
             self._http = httpx.Client(
                 base_url=self.url,
