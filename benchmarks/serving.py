@@ -1,0 +1,206 @@
+"""Serving, measured against bare `session.run` of the same graph in the same run: what HTTP, batching and swaps cost.
+
+Run it on a machine that does nothing else: most rows are ratios of two things measured in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from benchmarks.harness import ClaimRow, report, row
+from benchmarks.serving_client import Blocking, closed_loop, cpu_seconds, open_loop, resident_bytes
+from benchmarks.serving_gateway import gateway, infer_request
+from benchmarks.serving_model import Home, make_home
+from benchmarks.serving_swaps import swaps_under_load
+from models.calibration import Floats
+from service.registry.bundle import REFORMED, SERVED, STUDENT
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+CLIENTS = 32
+Session = Any
+
+
+def open_session(graph: bytes, *, threads: int = 1) -> Session:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def latency(home: Home, port: int, calls: int) -> list[ClaimRow]:
+    """One request after the other, each beside a bare call with the same image."""
+    session, client = open_session(home.files[SERVED]), Blocking(port)
+    bare, asked = np.empty(calls), np.empty(calls)
+    for index in range(calls):
+        at = index % len(home.images)
+        feeds = {"images": home.images[at : at + 1], "masks": home.masks}
+        request = infer_request(home, at)
+        bare[index] = seconds_of(lambda feeds=feeds: session.run(None, feeds))
+        asked[index] = seconds_of(lambda request=request: client.ask(request))
+        time.sleep(0.005)  # 200 requests a second, less what they take
+    client.close()
+    p50, p99 = (1e6 * (np.quantile(asked, q) - np.quantile(bare, q)) for q in (0.5, 0.99))
+    low, high = (1e6 * each for each in _quantile_bounds(asked, 0.5))
+    bare_p50 = 1e6 * np.quantile(bare, 0.5)
+    return [
+        row(
+            "serving/binary/p50-over-bare",
+            "<= 250 µs",
+            p50,
+            p50 <= 250,
+            interval=(low - bare_p50, high - bare_p50),
+            n=calls,
+            unit="µs",
+        ),
+        row("serving/binary/p99-over-bare", "<= 3000 µs", p99, p99 <= 3000, n=calls, unit="µs"),
+        row("serving/bare/p50", "measured beside", bare_p50, True, n=calls, unit="µs"),
+    ]
+
+
+def _quantile_bounds(values: Floats, share: float) -> tuple[float, float]:
+    """95 % by order statistics."""
+    n, ordered = len(values), np.sort(values)
+    spread = 1.96 * np.sqrt(n * share * (1 - share))
+    low, high = (int(np.clip(n * share + sign * spread, 0, n - 1)) for sign in (-1, 1))
+    return float(ordered[low]), float(ordered[high])
+
+
+def bare_throughput(home: Home, *, threads: int, seconds: float) -> float:
+    """Images a second of bare `session.run` at its best batch size."""
+    session, best = open_session(home.files[SERVED], threads=threads), 0.0
+    for size in BATCH_SIZES:
+        feeds = {"images": home.images[:size], "masks": home.masks}
+        session.run(None, feeds)
+        done, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            session.run(None, feeds)
+            done += size
+        best = max(best, done / (time.perf_counter() - began))
+    return best
+
+
+def throughput(home: Home, port: int, seconds: float, cores: int) -> tuple[list[ClaimRow], float]:
+    requests = [infer_request(home, index) for index in range(256)]
+    bare = bare_throughput(home, threads=cores, seconds=seconds / 4)
+    tally = asyncio.run(closed_loop(port, requests, clients=CLIENTS, seconds=seconds))
+    bare = (bare + bare_throughput(home, threads=cores, seconds=seconds / 4)) / 2
+    per_second = tally.count(200) / tally.seconds
+    ratio = per_second / bare
+    return [
+        row(f"serving/throughput/{CLIENTS}-clients-over-bare", ">= 0.8", ratio, ratio >= 0.8, n=tally.count(200)),
+        row("serving/throughput/images-per-second", "measured", per_second, True, n=tally.count(200), unit="1/s"),
+        row("serving/bare/images-per-second", "measured beside", bare, True, unit="1/s"),
+    ], per_second
+
+
+def guarantee(home: Home, calls: int) -> list[ClaimRow]:
+    """Detector, reformer and 32 masks in one graph against the plain student under no mask, in turn."""
+    plain, rows = open_session(home.files[STUDENT]), []
+    ones = np.ones((1, home.masks.shape[1]), np.float32)
+    for name, size in (("alone", 1), ("batch-8", 8)):
+        for graph in (SERVED, REFORMED):
+            whole, images = open_session(home.files[graph]), home.images[:size]
+            seconds = np.array(
+                [
+                    (
+                        seconds_of(lambda: whole.run(None, {"images": images, "masks": home.masks})),
+                        seconds_of(lambda: plain.run(None, {"images": images, "masks": ones})),
+                    )
+                    for _ in range(calls // size)
+                ]
+            )
+            ratio = float(np.quantile(seconds[:, 0], 0.25) / np.quantile(seconds[:, 1], 0.25))
+            claim = f"serving/guarantee/{graph.removesuffix('.onnx')}-{name}"
+            rows.append(row(claim, "<= 2.5", ratio, ratio <= 2.5, n=len(seconds), unit="times the plain student"))
+    return rows
+
+
+def identity(home: Home, port: int) -> list[ClaimRow]:
+    """One image alone, and in 50 random batches, over HTTP: the bytes of its probabilities."""
+    rng, client, differing = np.random.default_rng(0), Blocking(port), 0
+    tail = 43 * 4
+    alone = client.ask(infer_request(home, 0))[1][-tail:]
+    for _ in range(50):
+        count = int(rng.integers(1, 64))
+        start = int(rng.integers(1, len(home.images) - count))
+        batch = Home(home.settings, home.key, _with_first(home.images, start, count), home.masks, home.files)
+        status, body = client.ask(infer_request(batch, 0, count=count + 1))
+        differing += status != 200 or body[-(count + 1) * tail :][:tail] != alone
+    client.close()
+    return [row("serving/bit-identity/batches-that-differ", "0 of 50", differing, differing == 0, n=50)]
+
+
+def _with_first(images: NDArray[np.uint8], start: int, count: int) -> NDArray[np.uint8]:
+    return np.concatenate([images[:1], images[start : start + count]])
+
+
+def overload(home: Home, port: int, pid: int, peak: float, seconds: float) -> list[ClaimRow]:
+    requests, before = [infer_request(home, index) for index in range(256)], resident_bytes(pid)
+    tally = asyncio.run(open_loop(port, requests, per_second=5 * peak, seconds=seconds))
+    goodput = tally.count(200) / tally.seconds / peak
+    refused = [seconds for status in (429, 503) for seconds in tally.latencies.get(status, [])]
+    others = sum(tally.count(status) for status in tally.latencies if status not in (200, 429, 503)) + tally.failures
+    slowest = 1e3 * float(np.quantile(refused, 0.99)) if refused else 0.0
+    grown = (resident_bytes(pid) - before) / 2**20
+    return [
+        row("serving/overload/goodput-over-peak", ">= 0.9", goodput, goodput >= 0.9, n=tally.count(200)),
+        row("serving/overload/refusal-p99", "< 20 ms", slowest, slowest < 20, n=len(refused), unit="ms"),
+        row("serving/overload/other-failures", "0", others, others == 0),
+        row("serving/overload/memory-growth", "< 64 MiB", grown, grown < 64, unit="MiB"),
+    ]
+
+
+def idle(pid: int, seconds: float) -> list[ClaimRow]:
+    before = cpu_seconds(pid)
+    time.sleep(seconds)
+    share = (cpu_seconds(pid) - before) / seconds
+    return [row("serving/idle/core-share", "< 0.02", share, share < 0.02, n=1, unit="of a core")]
+
+
+def measure(home: Home, *, quick: bool, cores: int) -> list[ClaimRow]:
+    seconds = 3.0 if quick else 15.0
+    rows = guarantee(home, 160 if quick else 800)
+    with gateway(home, serving_threads=str(cores)) as (port, process):
+        rows += latency(home, port, 300 if quick else 3000)
+        rows += identity(home, port)
+        found, peak = throughput(home, port, seconds, cores)
+        rows += found
+        rows += overload(home, port, process.pid, peak, seconds)
+        rows += swaps_under_load(home, port, 20 if quick else 100)
+        rows += idle(process.pid, seconds)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder with gtsrb.npz; noise without it")
+    parser.add_argument("--quick", action="store_true", help="shorter, and writes no file")
+    parser.add_argument("--cores", type=int, default=2, help="ONNX calls at once, and threads of the bare session")
+    chosen = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="winnow-bench-") as folder:
+        home = make_home(Path(folder), chosen.data)
+        rows = measure(home, quick=chosen.quick, cores=chosen.cores)
+    peers = "MLServer, LitServe and BentoML were not measured in this run"
+    return report("serving", rows, time.monotonic() - began, quick=chosen.quick, extra={"peers": peers})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

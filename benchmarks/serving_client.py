@@ -1,0 +1,175 @@
+"""Clients of the serving benchmark: raw sockets, requests built beforehand, so that the server is what is measured."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Tally:
+    """What came back: seconds from sending to the last byte of the answer, by status."""
+
+    latencies: dict[int, list[float]] = field(default_factory=dict)
+    models: Counter[str] = field(default_factory=Counter)
+    failures: int = 0
+    seconds: float = 0.0
+
+    def add(self, status: int, seconds: float) -> None:
+        self.latencies.setdefault(status, []).append(seconds)
+
+    def count(self, status: int) -> int:
+        return len(self.latencies.get(status, []))
+
+
+def request_bytes(path: str, body: bytes, *, headers: dict[str, str]) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: bench", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+def triton_request(path: str, image: bytes, shape: list[int], headers: dict[str, str]) -> bytes:
+    """One binary inference request of the Open Inference Protocol, with all outputs binary."""
+    tensor = {"name": "images", "shape": shape, "datatype": "UINT8", "parameters": {"binary_data_size": len(image)}}
+    outputs = [{"name": "probabilities", "parameters": {"binary_data": True}}]
+    head = json.dumps({"inputs": [tensor], "outputs": outputs}, separators=(",", ":")).encode()
+    told = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+    return request_bytes(path, head + image, headers={**told, **headers})
+
+
+class Blocking:
+    """One connection, one request at a time."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, request: bytes) -> tuple[int, bytes]:
+        self._socket.sendall(request)
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += self._read()
+        head, _, body = data.partition(b"\r\n\r\n")
+        length = content_length(head)
+        while len(body) < length:
+            body += self._read()
+        return int(head[9:12]), body
+
+    def _read(self) -> bytes:
+        data = self._socket.recv(65536)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        return data
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def content_length(head: bytes) -> int:
+    low = head.lower()
+    start = low.index(b"content-length:") + 15
+    return int(low[start:].split(b"\r\n", 1)[0])
+
+
+class _Connection(asyncio.Protocol):
+    """A connection that answers one future after the other."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self.waiting: asyncio.Future[tuple[int, bytes]] | None = None
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_exception(error or ConnectionError("the server closed the connection"))
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        end = self._data.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        length = end + 4 + content_length(self._data[:end])
+        if len(self._data) >= length and self.waiting is not None and not self.waiting.done():
+            answer, self._data = self._data[:length], self._data[length:]
+            self.waiting.set_result((int(answer[9:12]), answer[end + 4 :]))
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        self.waiting = asyncio.get_running_loop().create_future()
+        assert self.transport is not None
+        self.transport.write(request)
+        return await self.waiting
+
+
+async def connect(port: int) -> _Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", port)
+    return connection
+
+
+async def closed_loop(
+    port: int, requests: list[bytes], *, clients: int, seconds: float, warm_up_s: float = 1.0
+) -> Tally:
+    """`clients` connections, each with one request under way at any time."""
+    connections = [await connect(port) for _ in range(clients)]
+    tally, begin = Tally(), time.perf_counter() + warm_up_s
+    until = begin + seconds
+
+    async def client(number: int) -> None:
+        index = number
+        while (sent := time.perf_counter()) < until:
+            status, _ = await connections[number].ask(requests[index % len(requests)])
+            index += clients
+            done = time.perf_counter()
+            if begin <= sent and done <= until:
+                tally.add(status, done - sent)
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    tally.seconds = seconds
+    return tally
+
+
+async def open_loop(port: int, requests: list[bytes], *, per_second: float, seconds: float, most: int = 400) -> Tally:
+    """Requests at fixed times whatever is answered; `most` connections, beyond which a request is not sent."""
+    idle = [await connect(port) for _ in range(most)]
+    tally, tasks, began = Tally(), set(), time.perf_counter()
+
+    async def one(connection: _Connection, request: bytes) -> None:
+        sent = time.perf_counter()
+        try:
+            status, _ = await connection.ask(request)
+            tally.add(status, time.perf_counter() - sent)
+            idle.append(connection)
+        except ConnectionError:
+            tally.failures += 1
+
+    number = 0
+    while (elapsed := time.perf_counter() - began) < seconds:
+        due = int(elapsed * per_second)
+        while number < due:
+            if idle:
+                task = asyncio.create_task(one(idle.pop(), requests[number % len(requests)]))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            number += 1
+        await asyncio.sleep(0.001)
+    await asyncio.gather(*tasks)
+    tally.seconds = time.perf_counter() - began
+    return tally
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
