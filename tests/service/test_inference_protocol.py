@@ -258,6 +258,20 @@ def test_the_repository_lists_loads_and_unloads(
         assert raised.value.status() == "403"
 
 
+def test_another_tenants_models_are_not_there(http: httpx.Client) -> None:
+    http.post("/v1/tenants", json={"name": "acme"}).raise_for_status()
+    made = http.post("/v1/tenants/acme/keys", json={"name": "first", "scopes": ["admin"]})
+    acme = {"Authorization": f"Bearer {made.json()['secret']}"}
+    assert http.post("/v2/repository/index", headers=acme).json() == []
+    assert http.get("/v2/models/stats", headers=acme).json() == {"model_stats": []}
+    for path in ("", "/ready", "/config", "/stats", "/versions/1", "/versions/1/stats"):
+        answer = http.get(f"/v2/models/signs{path}", headers=acme)
+        assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found"), path
+    refused(http.post(INFER, content=body(), headers=acme), 404, "model_not_found")
+    for act in ("load", "unload"):
+        refused(http.post(f"/v2/repository/models/signs/{act}", headers=acme), 404, "model_not_found")
+
+
 def test_statistics_count(client: triton.InferenceServerClient, headers: Headers) -> None:
     def counted() -> dict[str, Any]:
         (found,) = client.get_inference_statistics("signs", "2", headers=dict(headers))["model_stats"]
