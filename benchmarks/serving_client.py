@@ -72,7 +72,7 @@ class Blocking:
 
 def content_length(head: bytes) -> int:
     low = head.lower()
-    start = low.index(b"content-length:") + 15
+    start = low.index(b"\r\ncontent-length:") + 17  # not the protocol's own Inference-Header-Content-Length
     return int(low[start:].split(b"\r\n", 1)[0])
 
 
