@@ -111,9 +111,9 @@ def test_so_many_a_minute_and_no_more(client: httpx.Client) -> None:
     assert len(client.get(CAPTURES).json()["items"]) == 30
 
 
-@pytest.mark.parametrize("place", ["1/x", "x/0-ab", "1/0-ab", "..%2F..%2Fmodels/0-ab"])
-def test_places_that_are_not_there(client: httpx.Client, place: str) -> None:
-    assert client.get(f"{CAPTURES}/{place}/0/image").status_code == 404
+def test_places_that_are_not_there(client: httpx.Client) -> None:
+    for place in ("1/x", "x/0-ab", "1/0-ab", "..%2F..%2Fmodels/0-ab"):
+        assert client.get(f"{CAPTURES}/{place}/0/image").status_code == 404, place
 
 
 def test_it_is_off_unless_the_settings_say_so(tmp_path: Path) -> None:
