@@ -28,6 +28,7 @@ COMPOSE = shlex.split(os.environ.get("COMPOSE", "docker compose"))
 ENGINE = shlex.split(os.environ.get("ENGINE", "")) or COMPOSE[: COMPOSE.index("compose")]
 FILES = ["docker-compose.yml", "docker/compose.cpu.yml", "docker/compose.test.yml"]
 PROJECT = "winnow-test"
+BUILT = ["storage", "gateway", "worker-cpu"]  # the image of worker-gpu is that of worker-cpu
 SERVICES = ["postgres", "redis", "storage", "gateway", "worker-cpu"]
 READY_S = 240.0
 LONG_ENOUGH = {**FAST_FILTER, "filter": {"width": 16, "fit": {"epochs": 8}}}  # to be killed in the middle of
@@ -78,7 +79,7 @@ def main() -> None:
 
 def run(cluster: Cluster) -> None:
     say("building")
-    cluster.compose("build")
+    cluster.compose("build", *BUILT)
     refuse_placeholders(cluster)
     cluster.compose("up", "--detach", "--scale", "worker-cpu=2", "--scale", "worker-gpu=0", *SERVICES)
     wait_until_ready(cluster)
