@@ -1,4 +1,4 @@
-"""`winnow doctor`, `gc`, `backup`, `restore`: for whoever runs the installation; they need its settings, not the API."""
+"""`winnow doctor`, `gc`, `backup`, `restore`: for whoever runs the installation, with its settings and not the API."""
 
 from __future__ import annotations
 
