@@ -28,8 +28,8 @@ UNBOUNDED_STEPS = 40
 @dataclass(frozen=True)
 class Probes:
     """zero: images whose cross-entropy has a gradient of exactly 0. Of the images that the model has right: flat, those
-    whose cross-entropy is the same to the last bit all over the eps box; survived, those that an attack on the
-    cross-entropy without a box leaves right. amplitude: of the probabilities' gradients.
+    whose cross-entropy is the same to the last bit of a double all over the eps box; survived, those that an attack on
+    the cross-entropy without a box leaves right. amplitude: of the probabilities' gradients.
     """
 
     zero: Share
@@ -97,7 +97,7 @@ def unbounded_share(model: nn.Module, images: Images, labels: npt.NDArray[np.int
 
 
 def _losses(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    logits = model(x)
+    logits = model(x).double()  # in float32 the loss of any sure answer is 0, and its gradient is not
     return F.cross_entropy(logits, y, reduction="none"), margin(logits, y) <= 0
 
 
