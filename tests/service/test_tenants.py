@@ -189,6 +189,7 @@ def test_idempotency_keys_are_per_tenant(http: httpx.Client, database: Database,
 
 
 OF_THE_CALLERS_OWN = {  # whatever others have by that name
+    ("post", "/v1/models/{name}/versions"),
     ("post", "/v1/datasets/{name}/versions"),
     ("delete", "/v1/models/{name}/captures"),
 }
