@@ -47,7 +47,9 @@ class Database:
     @classmethod
     def open(cls, url: str, *, pooled: bool = True) -> Database:
         """pooled=False closes every connection after use: for a process that forks."""
-        pool = {} if pooled else {"poolclass": NullPool}
+        pool: dict[str, Any] = {} if pooled else {"poolclass": NullPool}
+        if url.startswith("postgresql"):
+            pool["connect_args"] = {"client_encoding": "utf8"}  # a database made as SQL_ASCII would answer in bytes
         pre_ping = not url.startswith("sqlite")
         engine = create_engine(url, pool_pre_ping=pre_ping, hide_parameters=True, **pool)  # errors go into logs
         if engine.dialect.name == "sqlite":

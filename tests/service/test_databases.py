@@ -22,6 +22,7 @@ from service.jobs.create import add_job
 from service.registry import repository as registry
 from service.settings import Settings
 from service.tables import DatasetVersion, ModelAlias
+from tests.parts import PostgresServer
 
 AT_ONCE = 8
 
@@ -113,3 +114,12 @@ def test_the_database_refuses_to_change_what_was_told(database: Database, statem
 @pytest.mark.parametrize("url", ["postgres://u:p@h/d", "postgresql://u:p@h/d", "postgresql+psycopg://u:p@h/d"])
 def test_postgresqls_own_urls_are_understood(url: str) -> None:
     assert Settings(database_url=url).resolved().database_url == "postgresql+psycopg://u:p@h/d"
+
+
+def test_a_database_without_an_encoding_speaks_utf8_with_us(postgres: PostgresServer) -> None:
+    postgres.run("CREATE DATABASE bare ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    opened = Database.open(postgres.url("bare"))
+    with opened.session() as session:
+        assert session.scalar(text("SELECT 'é'")) == "é"
+    opened.close()
+    postgres.drop_database("bare")
