@@ -81,7 +81,7 @@ def run(cluster: Cluster) -> None:
     say("building")
     cluster.compose("build", *BUILT)
     refuse_placeholders(cluster)
-    cluster.compose("up", "--detach", "--scale", "worker-cpu=2", "--scale", "worker-gpu=0", *SERVICES)
+    cluster.compose("up", "--detach", "--scale", "worker-cpu=2", *SERVICES)
     wait_until_ready(cluster)
     key = cluster.inside("cat", "/data/admin.key").strip()
     with WinnowClient(f"http://127.0.0.1:{cluster.port}", key) as client:
