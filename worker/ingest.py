@@ -13,16 +13,18 @@ from sqlalchemy.orm import Session
 from models.specs import IngestSpec
 from service import quotas
 from service.datasets import repository as datasets
-from service.datasets.decoding import Target, decoded
+from service.datasets.decoding import DecodingPool, Target, decoded
 from service.datasets.readers import Upload, open_upload
-from service.datasets.sample import Layout, Limits
+from service.datasets.sample import MAX_RATIO, Layout, Limits
 from service.datasets.shards import Row, ShardWriter, Written
-from service.errors import InvalidUpload, UnusableDataset
+from service.datasets.unpack import FREE_BYTES
+from service.errors import InvalidUpload, TooLarge, UnusableDataset
 from service.quotas import Quota
 from worker.context import Context, Outcome
 
 DEFAULT_SIZE = 64
 REPORTED_REJECTIONS = 1000
+MANY_REJECTED = 1000  # from which on it is not worth looking at all the others
 FIRST_LOOK = 64  # images that suggest the working resolution
 
 
@@ -49,7 +51,8 @@ def run(context: Context) -> Outcome:
         _refuse_one_class(upload)
         _check_quota(context, Quota.IMAGES, upload.num_samples)
         prefix = context.output("datasets", inputs["name"])
-        shape, written, rejected = _decode(context, upload, prefix, spec)
+        with DecodingPool(upload.num_samples, context.settings.decoding_processes) as pool:
+            shape, written, rejected = _decode(context, upload, pool, prefix, spec)
     _check_rejected(rejected, upload.num_samples, spec.max_rejected_share)
     _refuse_empty_classes(upload.classes, written)
     _write_report(context, upload, shape, written, rejected)
@@ -92,21 +95,32 @@ def working_shape(spec: IngestSpec, layout: Layout) -> tuple[int, int, int]:
 
 
 def _decode(
-    context: Context, upload: Upload, prefix: str, spec: IngestSpec
+    context: Context, upload: Upload, pool: DecodingPool, prefix: str, spec: IngestSpec
 ) -> tuple[tuple[int, int, int], Written, Rejected]:
     """Decode to the resolution that the first images suggest, and begin again where a later one says otherwise.
 
     It says so at most twice: sizes that differ never agree again, and a set with one colour image is not grey.
     """
     known = Layout(None, grey=False) if spec.size and spec.channels else upload.layout()
-    layout = known or _first_look(context, upload)
+    layout = known or _first_look(context, upload, pool)
     while True:
         shape = working_shape(spec, layout)
+        _refuse_growth(upload.num_samples, math.prod(shape), context.claim.inputs["bytes"])
         _check_quota(context, Quota.BYTES, upload.num_samples * math.prod(shape))
         try:
-            return shape, *_decode_all(context, upload, prefix, spec, layout)
+            return shape, *_decode_all(context, upload, pool, prefix, spec, layout)
         except _OtherLayout as other:
             layout = other.layout
+
+
+def _refuse_growth(images: int, bytes_each: int, uploaded: int) -> None:
+    """Tiny images become images of the working resolution: millions of them may fit in next to nothing."""
+    if images * bytes_each > FREE_BYTES + MAX_RATIO * uploaded:
+        raise TooLarge(
+            f"The upload of {uploaded} bytes unfolds to {images} images of {bytes_each} bytes, more than {MAX_RATIO} "
+            "times its size. Nothing was kept.",
+            code="archive_bomb",
+        )
 
 
 class _OtherLayout(Exception):
@@ -116,10 +130,10 @@ class _OtherLayout(Exception):
         self.layout = layout
 
 
-def _first_look(context: Context, upload: Upload) -> Layout:
+def _first_look(context: Context, upload: Upload, pool: DecodingPool) -> Layout:
     layout = None
     target = Target(8, 3, context.settings.max_image_pixels)
-    for ready in decoded(upload, target, processes=context.settings.decoding_processes, most=FIRST_LOOK):
+    for ready in decoded(upload, target, pool=pool, most=FIRST_LOOK):
         if ready.pixels is not None:
             layout = _widened(layout, (ready.width, ready.height), ready.grey)
     return layout or Layout(None, False)
@@ -135,17 +149,19 @@ def _widened(layout: Layout | None, size: tuple[int, int], grey: bool) -> Layout
 
 
 def _decode_all(
-    context: Context, upload: Upload, prefix: str, spec: IngestSpec, layout: Layout
+    context: Context, upload: Upload, pool: DecodingPool, prefix: str, spec: IngestSpec, layout: Layout
 ) -> tuple[Written, Rejected]:
     shape = working_shape(spec, layout)
     writer = ShardWriter(context.storage, prefix, shape)
     rejected = Rejected()
     watch = context.progress.enter("decoding", unit="images")
     target = Target(shape[0], shape[2], context.settings.max_image_pixels)
-    with closing(decoded(upload, target, processes=context.settings.decoding_processes)) as images:
+    with closing(decoded(upload, target, pool=pool)) as images:
         for done, (sample, pixels, problem, sample_id, width, height, grey) in enumerate(images, start=1):
             if pixels is None:
                 rejected.add(sample.path, problem or "")
+                if rejected.count >= MANY_REJECTED:
+                    _check_rejected(rejected, upload.num_samples, spec.max_rejected_share)
             else:
                 seen = _widened(layout, (width, height), grey)
                 if seen is not layout and working_shape(spec, seen) != shape:
@@ -168,9 +184,10 @@ def _refuse_one_class(upload: Upload) -> None:
 def _check_rejected(rejected: Rejected, total: int, allowed: float) -> None:
     if rejected.count > allowed * total:
         first = rejected.first[0]
+        some = "At least " if rejected.count >= MANY_REJECTED else ""
         raise InvalidUpload(
-            f"{rejected.count} of {total} images cannot be used, more than the allowed share of {allowed:.0%}; the "
-            f"first is {first['path']}: {first['problem']}. Mend them, or upload with a larger max_rejected_share.",
+            f"{some}{rejected.count} of {total} images cannot be used, more than the allowed share of {allowed:.0%}; "
+            f"the first is {first['path']}: {first['problem']}. Mend them, or upload with a larger max_rejected_share.",
             code="too_many_rejected",
         )
 

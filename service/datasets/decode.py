@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +18,8 @@ STRIP_PIXELS = 1_000_000
 DEFAULT_MAX_PIXELS = 40_000_000
 ORIENTATION = 0x0112  # of EXIF
 TURNED = 5  # orientations 5 to 8 swap the sides
+FREE_PIXELS = 1_000_000  # of an image that may be as flat as it likes
+MOST_PER_BYTE = 300  # bytes of pixels for a byte of the file: photographs have 10 or 20, flat JPEGs under 200
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -26,6 +30,13 @@ DAMAGED = (
     KeyError,
     ZeroDivisionError,
     OverflowError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
 )
 # What Pillow raises on a damaged or hostile image.
 SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
@@ -55,7 +66,10 @@ class Decoded:
 def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
     """Size and colour without decoding the pixels."""
     with _opened(data, max_pixels) as image:
-        return _header(image, turned=image.getexif().get(ORIENTATION, 1) >= TURNED)
+        try:
+            return _header(image, turned=_orientation(image) >= TURNED)
+        except DAMAGED as error:
+            raise ImageRejected(f"its header cannot be read ({error})") from error
 
 
 def decode_image(data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
@@ -68,12 +82,12 @@ def decode(data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_M
     with _opened(data, max_pixels) as image:
         try:
             image.load()
-            orientation = image.getexif().get(ORIENTATION, 1)  # after loading: a PNG may tell it at its end
+            orientation = _orientation(image)  # after loading: a PNG may tell it at its end
+            header = _header(image, turned=orientation >= TURNED)
+            upright = image if orientation == 1 else ImageOps.exif_transpose(image)
+            return Decoded(fit_pixels(_to_eight_bits(upright, channels), size=size, channels=channels), header)
         except DAMAGED as error:
             raise ImageRejected(f"its pixels cannot be decoded ({error})") from error
-        header = _header(image, turned=orientation >= TURNED)
-        upright = image if orientation == 1 else ImageOps.exif_transpose(image)
-        return Decoded(fit_pixels(_to_eight_bits(upright, channels), size=size, channels=channels), header)
 
 
 def fit_pixels(image: NDArray[np.uint8] | Image.Image, *, size: int, channels: int) -> NDArray[np.uint8]:
@@ -99,7 +113,17 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         image.close()
         raise ImageRejected(f"it is {image.width}×{image.height} pixels; at most {max_pixels} are accepted")
+    pixels = image.width * image.height
+    if pixels > FREE_PIXELS and pixels * len(image.getbands()) > MOST_PER_BYTE * len(data):
+        image.close()
+        raise ImageRejected(f"its {len(data)} bytes unfold to more than {MOST_PER_BYTE} times as many pixels")
     return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; whatever else the file says is taken for upright."""
+    told = image.getexif().get(ORIENTATION, 1)
+    return told if isinstance(told, int) and 1 <= told <= 8 else 1
 
 
 def _header(image: Image.Image, *, turned: bool) -> ImageHeader:

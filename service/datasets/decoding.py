@@ -19,12 +19,14 @@ from service.datasets.decoding_process import Answer, DecodingProcess, Task, dec
 from service.datasets.pipes import Crashed
 from service.datasets.readers import Upload
 from service.datasets.sample import Sample
+from service.errors import InvalidUpload
 
 POOL_FROM = 512  # fewer samples are decoded before a second process has started
 MOST_PROCESSES = 16
 BATCH_IMAGES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # of files, and of pixels
 WAITING = 3  # batches a process
+MOST_CRASHES = 3  # of decoders over one upload
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,16 @@ class Ready(NamedTuple):
 
 
 def decoded(
-    upload: Upload, target: Target, *, processes: int | None = None, most: int | None = None
+    upload: Upload,
+    target: Target,
+    *,
+    processes: int | None = None,
+    most: int | None = None,
+    pool: DecodingPool | None = None,
 ) -> Generator[Ready]:
     """Every sample in the order of the upload, or only the first so many.
 
-    processes: None for one a core, 0 for this one alone.
+    pool: the processes of an earlier walk; else new ones. processes: None for one a core, 0 for this one alone.
     """
     samples: Iterator[Sample] = islice(upload.samples(), most)
     first = next(samples, None)
@@ -67,30 +74,27 @@ def decoded(
     if not isinstance(first.data, bytes):
         yield from (_fitted(upload, sample, target) for sample in samples)
         return
-    if processes is None:
-        processes = (
-            min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
-            if min(upload.num_samples, most or upload.num_samples) >= POOL_FROM
-            else 1
-        )
-    if processes == 0:
-        for batch in _batches(samples, target):
-            yield from _joined(batch, decode_all(_task(batch, target)), target)
+    if pool is not None:
+        yield from pool.run(_batches(samples, target), target)
         return
-    with _Pool(processes, target) as pool:
-        yield from pool.run(_batches(samples, target))
+    with DecodingPool(min(upload.num_samples, most or upload.num_samples), processes) as pool:
+        yield from pool.run(_batches(samples, target), target)
 
 
-class _Pool:
-    """Decoding processes, each with a thread that talks to it."""
+class DecodingPool:
+    """Decoding processes, each with a thread that talks to it; they start when there is work for them."""
 
-    def __init__(self, processes: int, target: Target) -> None:
-        self._target = target
-        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoding")
-        self._idle = deque(DecodingProcess() for _ in range(processes))
+    def __init__(self, images: int, processes: int | None = None) -> None:
+        """processes: None for one a core, or one alone for few images; 0 for the calling process."""
+        if processes is None:
+            processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0))) if images >= POOL_FROM else 1
+        self._here = processes == 0
+        self._threads = ThreadPoolExecutor(max(1, processes), thread_name_prefix="decoding")
+        self._idle: deque[DecodingProcess] = deque()
         self._window = WAITING * processes
+        self._crashes = 0
 
-    def __enter__(self) -> _Pool:
+    def __enter__(self) -> DecodingPool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,22 +102,31 @@ class _Pool:
         for process in self._idle:
             process.close()
 
-    def run(self, batches: Iterator[list[Sample]]) -> Iterator[Ready]:
+    def run(self, batches: Iterator[list[Sample]], target: Target) -> Iterator[Ready]:
+        if self._here:
+            for batch in batches:
+                yield from _joined(batch, decode_all(_task(batch, target)), target)
+            return
         waiting: deque[tuple[list[Sample], Future[list[Answer]]]] = deque()
-        for batch in batches:
-            waiting.append((batch, self._threads.submit(self._decode, _task(batch, self._target))))
-            if len(waiting) >= self._window:
-                yield from self._first(waiting)
-        while waiting:
-            yield from self._first(waiting)
-
-    def _first(self, waiting: deque[tuple[list[Sample], Future[list[Answer]]]]) -> Iterator[Ready]:
-        batch, answers = waiting.popleft()
-        return _joined(batch, answers.result(), self._target)
+        try:
+            for batch in batches:
+                waiting.append((batch, self._threads.submit(self._decode, _task(batch, target))))
+                if len(waiting) >= self._window:
+                    batch, answers = waiting.popleft()
+                    yield from _joined(batch, answers.result(), target)
+            while waiting:
+                batch, answers = waiting.popleft()
+                yield from _joined(batch, answers.result(), target)
+        finally:
+            for _, answers in waiting:
+                answers.cancel()
 
     def _decode(self, task: Task) -> list[Answer]:
         """A process that dies takes no job with it: its batch is tried again, image by image, in a new one."""
-        process = self._idle.popleft()
+        try:
+            process = self._idle.popleft()
+        except IndexError:  # each thread holds one at most, so there are never more than threads
+            process = DecodingProcess()
         try:
             return process.decode(task)
         except Crashed:
@@ -125,11 +138,20 @@ class _Pool:
                     answers += process.decode(task._replace(files=[data]))
                 except Crashed:
                     process.close()
+                    self._count_crash()
                     process = DecodingProcess()
                     answers.append("decoding it brings the decoder down")
             return answers
         finally:
             self._idle.append(process)
+
+    def _count_crash(self) -> None:
+        """Raises InvalidUpload: a decoder takes long to start, and honest images bring none down."""
+        self._crashes += 1
+        if self._crashes > MOST_CRASHES:
+            raise InvalidUpload(
+                f"Over {MOST_CRASHES} images bring down the decoder. Nothing was kept.", code="too_many_rejected"
+            )
 
 
 def _batches(samples: Iterator[Sample], target: Target) -> Iterator[list[Sample]]:

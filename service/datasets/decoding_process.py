@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import warnings
+from types import FrameType
 from typing import Any, NamedTuple
 
 from service.datasets.decode import ImageRejected, decode
 from service.datasets.pipes import Child, cut, own_pipes, receive, send
 
 START = "from service.datasets.decoding_process import main; main()"
+
+MOST_SECONDS = 2.0  # of computing that an image may take
 
 Answer = str | tuple[str, int, int, bool, bytes]
 """(sha256 of the file, width, height, whether it is grey, pixels), or why there are none."""
@@ -25,7 +29,9 @@ class Task(NamedTuple):
 
 
 def decode_all(task: Task) -> list[Answer]:
-    return [_decode_one(task, data) for data in task.files]
+    """In a decoding process each image has its time; elsewhere, where signals are not ours, it has all it wants."""
+    one = _in_time if signal.getsignal(signal.SIGVTALRM) is _too_slow else _decode_one
+    return [one(task, data) for data in task.files]
 
 
 def _decode_one(task: Task, data: bytes) -> Answer:
@@ -35,6 +41,26 @@ def _decode_one(task: Task, data: bytes) -> Answer:
         return str(error)
     header = found.header
     return hashlib.sha256(data).hexdigest(), header.width, header.height, header.grey, found.pixels.tobytes()
+
+
+def _in_time(task: Task, data: bytes) -> Answer:
+    """Ends what Pillow does in Python, such as a walk through millions of chunks; the rest has bounds of its own."""
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
+        try:
+            return _decode_one(task, data)
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    except _TooSlow:
+        return f"decoding it takes over {MOST_SECONDS:g} seconds"
+
+
+class _TooSlow(BaseException):
+    """Not an Exception: what decodes must not take it for damage and go on."""
+
+
+def _too_slow(_signal: int, _frame: FrameType | None) -> None:
+    raise _TooSlow
 
 
 class DecodingProcess:
@@ -55,11 +81,13 @@ class DecodingProcess:
 def main() -> None:
     """Answer tasks until the parent is gone."""
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGVTALRM, _too_slow)
     source, sink = own_pipes()
     try:
         while True:
             (size, channels, max_pixels, lengths), body = receive(source)
-            answers = decode_all(Task(size, channels, max_pixels, cut(body, lengths)))
+            task = Task(size, channels, max_pixels, cut(body, lengths))
+            answers = decode_all(task)
             heads = [answer if isinstance(answer, str) else answer[:4] for answer in answers]
             send(sink, heads, [answer[4] for answer in answers if not isinstance(answer, str)])
     except (EOFError, BrokenPipeError, KeyboardInterrupt):

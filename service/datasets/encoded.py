@@ -56,6 +56,7 @@ def _labelled(archive: Archive, limits: Limits, split: str | None) -> Labelled:
     if len(images) > limits.max_images or sum(image.size for image in images) > limits.max_unpacked_bytes:
         raise too_much(limits.max_images, limits.max_unpacked_bytes)
     tables = metadata.tables_of(archive.members)
+    metadata.check_sizes(tables, len(images))
     if tables and any(metadata.has_labels(archive, table) for table in tables):
         return metadata.by_tables(archive, tables, images)
     labels = webdataset.labels_of(archive.members, images)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,11 @@ from service.datasets import pixels
 from service.datasets.layouts import SPLITS, no_such_split
 from service.datasets.npz import BROKEN
 from service.datasets.sample import Layout, Limits, Sample
+from service.datasets.unpack import Unpacked
 from service.errors import InvalidUpload
 
 MOST_MEMBERS = 16
+MAX_FILE_BYTES = 1 << 40  # the sizes in its head are what bounds it
 INTEGERS = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4"}
 BYTE = 0x08
 
@@ -134,8 +135,7 @@ def _opened(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
             gzipped = file.read(2) == b"\x1f\x8b"
         with archive.open(name) as file:
             if gzipped:
-                with gzip.GzipFile(fileobj=file) as inner:
-                    yield io.BufferedReader(inner)
+                yield io.BufferedReader(Unpacked(cast(BinaryIO, file), "gz", MAX_FILE_BYTES))
             else:
                 yield file
     except BROKEN as error:

@@ -23,6 +23,9 @@ SPLITS = {
 }
 
 
+MAX_CLASSES = 10_000
+
+
 class Entry(NamedTuple):
     """One image of an archive. `member` is None where a table names a file that is not there."""
 
@@ -116,6 +119,11 @@ def numbered(given: list[Given], form: str, order: dict[str | int, int] | None =
     names = {one.name for one in given if one.name is not None}
     if not names:
         raise InvalidUpload("No image of the archive has a label.", code="no_labels")
+    if len(names) > MAX_CLASSES:
+        raise InvalidUpload(
+            f"The archive holds {len(names)} classes; at most {MAX_CLASSES} are accepted. Is each image in a folder "
+            "of its own?"
+        )
     texts = {name for name in names if isinstance(name, str)}
     if texts and len(texts) < len(names):
         names = {str(name) for name in names}

@@ -58,6 +58,11 @@ def checked_name(name: str) -> str:
     return path
 
 
+def printable(text: str) -> bool:
+    """Whether it is free of control characters and halves of characters, which neither screens nor files take."""
+    return _CONTROL.search(text) is None
+
+
 def is_image(name: str) -> bool:
     dot = name.rfind(".")
     return dot > 0 and name[dot:].lower() in IMAGE_SUFFIXES

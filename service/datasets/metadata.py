@@ -11,18 +11,33 @@ from typing import Any
 
 from service.datasets.decode import ImageRejected
 from service.datasets.layouts import Given, Labelled, numbered
-from service.datasets.members import Archive, Member, checked_name
+from service.datasets.members import Archive, Member, checked_name, printable
+from service.datasets.sample import MAX_NAME_BYTES
 from service.errors import InvalidUpload
 
 TABLES = ("metadata.csv", "metadata.jsonl")
 MAX_TABLE_BYTES = 128 * 1024 * 1024
 MAX_LINE_BYTES = 1024 * 1024
+FREE_TABLE_BYTES, MAX_ROW_BYTES = 2 * 1024 * 1024, 4096  # of all tables, and more for each image
 FILE_COLUMN, LABEL_COLUMNS, GROUP_COLUMNS = "file_name", ("label", "labels", "class"), ("group", "groups")
 MAX_LABEL_CHARS = 200
+MAX_COLUMNS = 1000
 
 
 def tables_of(members: Iterable[Member]) -> list[Member]:
     return [member for member in members if member.name.rsplit("/", 1)[-1] in TABLES]
+
+
+def check_sizes(tables: list[Member], images: int) -> None:
+    """Raises InvalidUpload where the tables are far larger than that many images need."""
+    size = sum(table.size for table in tables)
+    allowed = min(MAX_TABLE_BYTES, FREE_TABLE_BYTES + MAX_ROW_BYTES * images)
+    if size > allowed:
+        raise InvalidUpload(
+            f"The label tables are {size} bytes for {images} images; at most {allowed} are accepted. "
+            "Leave out the columns that hold no labels.",
+            code="bad_metadata",
+        )
 
 
 def has_labels(archive: Archive, table: Member) -> bool:
@@ -62,7 +77,10 @@ def _rows(archive: Archive, table: Member) -> Iterator[dict[str, Any]]:
         raise InvalidUpload(f"{table.name} cannot be read: {error}.", code="bad_metadata") from error
     try:
         if table.name.endswith(".csv"):
-            yield from csv.DictReader(_lines(data), strict=True)
+            rows = csv.DictReader(_lines(data), strict=True)
+            if len(rows.fieldnames or ()) > MAX_COLUMNS:
+                raise ValueError(f"it has over {MAX_COLUMNS} columns")
+            yield from rows
         else:
             yield from (_object(json.loads(line)) for line in _lines(data) if line.strip())
     except UnicodeDecodeError as error:
@@ -100,8 +118,18 @@ def _parsed(table: Member, number: int, row: dict[str, Any]) -> tuple[str, str |
     return (
         path.removeprefix("./"),
         class_value(label, f"Row {number} of {table.name}"),
-        None if group is None else str(group),
+        group_name(group, f"Row {number} of {table.name}"),
     )
+
+
+def group_name(group: object, where: str) -> str | None:
+    """Raises InvalidUpload for what is no name."""
+    if group is None:
+        return None
+    text = str(group)
+    if len(text) > MAX_NAME_BYTES or not printable(text):
+        raise InvalidUpload(f"{where}: {text[:60]!r} cannot name a group.", code="bad_metadata")
+    return text
 
 
 def class_value(label: object, where: str) -> str | int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,9 +16,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from service.datasets import pixels
-from service.datasets.layouts import SPLITS, no_such_split
+from service.datasets.layouts import MAX_CLASSES, SPLITS, no_such_split
+from service.datasets.members import printable
 from service.datasets.sample import Layout, Limits, Sample
-from service.errors import InvalidUpload
+from service.errors import InvalidUpload, TooLarge
 
 PARTS = {  # split: names of (images, labels, groups)
     "train": (("images", "x", "x_train"), ("labels", "y", "y_train"), ("groups", "groups_train")),
@@ -25,7 +28,25 @@ PARTS = {  # split: names of (images, labels, groups)
 CLASS_KEYS = ("classes", "class_names")
 MAX_NAME_CHARS = 1024
 # What zipfile, zlib and numpy raise on a damaged or hostile npz.
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, SyntaxError)
+BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    AssertionError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+)
+MAX_COLUMN_BYTES = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -107,6 +128,8 @@ class NpzUpload:
         shape = pixels.check_shape(images.member.filename, images.shape, limits)
         labels = self._column(label_keys, "labels", shape[0])
         groups = self._column(group_keys, "groups", shape[0]) if self._find(group_keys) else None
+        if groups is not None:
+            _texts(np.unique(groups), "groups", "bad_name")
         return Part(images, shape, labels, groups)
 
     def _name_classes(self) -> None:
@@ -115,13 +138,13 @@ class NpzUpload:
             return
         header = self._header(CLASS_KEYS, "classes")
         name = header.member.filename
-        if len(header.shape) != 1 or header.shape[0] > pixels.MAX_CLASSES or header.dtype.kind != "U":
+        if len(header.shape) != 1 or header.shape[0] > MAX_CLASSES or header.dtype.kind != "U":
             raise InvalidUpload(
                 f"{name} is {header.dtype}{header.shape}; class names are one text a class.", code="bad_class_names"
             )
         if header.dtype.itemsize > 4 * MAX_NAME_CHARS:
             raise InvalidUpload(f"{name} holds names of over {MAX_NAME_CHARS} characters.", code="bad_class_names")
-        names = [str(text) for text in self._array(header, header.shape)]
+        names = _texts(self._array(header, header.shape), name, "bad_class_names")
         values = [int(value) for value in self.classes]
         if min(values) < 0 or max(values) >= len(names) or len(set(names)) < len(names) or "" in names:
             raise InvalidUpload(
@@ -171,18 +194,35 @@ class NpzUpload:
             )
         if header.dtype.itemsize > 4 * MAX_NAME_CHARS:
             raise InvalidUpload(f"{header.member.filename} holds texts of over {MAX_NAME_CHARS} characters.")
+        if count * header.dtype.itemsize > MAX_COLUMN_BYTES:
+            raise TooLarge(
+                f"{header.member.filename} unfolds to {count * header.dtype.itemsize} bytes; at most "
+                f"{MAX_COLUMN_BYTES} are accepted. Use shorter names, or numbers."
+            )
         return self._array(header, shape)
 
     def _array(self, header: ArrayHeader, shape: tuple[int, ...]) -> NDArray[Any]:
         try:
             with self._archive.open(header.member) as file:
                 _read_header(file)
-                data = _read_exactly(file, math.prod(shape) * header.dtype.itemsize)
+                array = np.frombuffer(_read_exactly(file, math.prod(shape) * header.dtype.itemsize), header.dtype)
         except BROKEN as error:
             raise InvalidUpload(
                 f"{header.member.filename} in the npz is damaged ({error}).", code="broken_archive"
             ) from error
-        return np.frombuffer(data, header.dtype)
+        return array
+
+
+def _texts(array: NDArray[Any], where: str, code: str) -> list[str]:
+    """Raises InvalidUpload where one is no text that can be shown."""
+    try:
+        texts = [str(value) for value in array.tolist()]
+    except ValueError as error:
+        raise InvalidUpload(f"{where} holds what is no text ({error}).", code=code) from error
+    odd = next((text for text in texts if not printable(text)), None)
+    if odd is not None:
+        raise InvalidUpload(f"{where} holds a name with characters that are no text: {odd[:60]!r}.", code=code)
+    return texts
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -16,16 +16,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from service.datasets.layouts import no_such_split
-from service.datasets.metadata import class_value
+from service.datasets.layouts import MAX_CLASSES, no_such_split
+from service.datasets.members import printable
+from service.datasets.metadata import class_value, group_name
 from service.datasets.parquet_pages import check_pages
-from service.datasets.pixels import MAX_CLASSES
 from service.datasets.sample import MAX_NAME_BYTES, Limits, Sample
+from service.datasets.unpack import FREE_BYTES, MAX_STREAM_RATIO
 from service.errors import InvalidUpload, TooLarge
 
 MAGIC = b"PAR1"  # at both ends
 IMAGE_COLUMNS, LABEL_COLUMNS, GROUP_COLUMNS = ("image", "img"), ("label", "labels", "class", "cls"), ("group", "groups")
 BATCH_ROWS = 64
+BATCH_BYTES = 64 * 1024 * 1024
 LABEL_BATCH_ROWS = 16_384
 BUFFER_BYTES = 256 * 1024
 MAX_FOOTER_BYTES = 64 * 1024 * 1024
@@ -61,25 +63,39 @@ class ParquetFile:
         self._columns = _columns(self._file.schema_arrow)
         names = {self._columns.image, self._columns.label, *filter(None, [self._columns.group])}
         try:
-            check_pages(file, self._file.metadata, names, limits.max_unpacked_bytes)
+            largest = check_pages(file, self._file.metadata, names, limits.max_unpacked_bytes)
         except BROKEN as error:
             raise _broken(error) from error
+        self._batch_rows = min(BATCH_ROWS, max(1, BATCH_BYTES // largest))  # each row may be a whole page, or word
+        self._most_bytes = max(FREE_BYTES, MAX_STREAM_RATIO * file.seek(0, 2))
         self._labels, self.classes = self._read_labels()
 
     def samples(self) -> Iterator[Sample]:
         names = [self._columns.image, *filter(None, [self._columns.group])]
-        row = 0
-        for batch in self._batches(names, BATCH_ROWS):
+        row = given = 0
+        for batch in self._batches(names, self._batch_rows):
             images = batch.column(0)
             paths = [None] * len(images)
             if pa.types.is_struct(images.type):
                 if images.type.get_field_index("path") >= 0:
                     paths = pc.struct_field(images, "path").to_pylist()
                 images = pc.struct_field(images, "bytes")
-            groups = batch.column(1).to_pylist() if self._columns.group else [None] * len(images)
+            given += images.nbytes
+            if given > self._most_bytes:
+                raise TooLarge(
+                    f"The Parquet file unfolds to more than {MAX_STREAM_RATIO} times its size. Nothing was kept.",
+                    code="archive_bomb",
+                )
+            groups = self._groups(batch) if self._columns.group else [None] * len(images)
             for image, path, group in zip(images, paths, groups, strict=True):
-                yield self._sample(row, image, path, None if group is None else str(group))
+                yield self._sample(row, image, path, group)
                 row += 1
+
+    def _groups(self, batch: Any) -> list[str | None]:
+        try:
+            return [group_name(value, str(self._columns.group)) for value in batch.column(1).to_pylist()]
+        except UnicodeDecodeError as error:
+            raise _broken(error) from error
 
     def _sample(self, row: int, image: Any, path: object, group: str | None) -> Sample:
         label = int(self._labels[row])
@@ -206,7 +222,7 @@ def _class_names(feature: object) -> list[str] | None:
     names = feature.get("names") if isinstance(feature, dict) else None
     if not isinstance(names, list) or not names or len(names) > MAX_CLASSES:
         return None
-    fit = all(isinstance(name, str) and 0 < len(name) <= MAX_NAME_BYTES for name in names)
+    fit = all(isinstance(name, str) and 0 < len(name) <= MAX_NAME_BYTES and printable(name) for name in names)
     return names if fit and len(set(names)) == len(names) else None
 
 

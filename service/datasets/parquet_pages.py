@@ -12,33 +12,39 @@ from service.datasets.sample import MAX_RATIO
 from service.errors import InvalidUpload, TooLarge
 
 MAX_PAGE_BYTES = 192 * 1024 * 1024
-HEADER_BYTES = 64 * 1024  # a header may hold statistics: the least and greatest value, which may be images
+HEADER_BYTES = 256  # most are smaller;  a header may hold statistics: the least and greatest value, which may be images
 MAX_HEADER_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 8
 
 
-def check_pages(file: BinaryIO, metadata: Any, columns: set[str], max_unpacked_bytes: int) -> None:
-    """Raises InvalidUpload or TooLarge. `columns` are the top-level names that will be read."""
-    unpacked = 0
+def check_pages(file: BinaryIO, metadata: Any, columns: set[str], max_unpacked_bytes: int) -> int:
+    """The unpacked bytes of the largest page. Raises InvalidUpload or TooLarge.
+
+    `columns` are the top-level names that will be read.
+    """
+    unpacked, largest = 0, 1
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         for place in range(group.num_columns):
             chunk = group.column(place)
             if chunk.path_in_schema.split(".")[0] in columns:
-                unpacked += _check_chunk(file, chunk)
+                whole, page = _check_chunk(file, chunk)
+                unpacked += whole
+                largest = max(largest, page)
             if unpacked > max_unpacked_bytes:
                 raise TooLarge(f"The Parquet file unfolds to over {max_unpacked_bytes} bytes. Split it.")
+    return largest
 
 
-def _check_chunk(file: BinaryIO, chunk: Any) -> int:
-    """The unpacked bytes of a column chunk, as its page headers say; nobody reads more than that."""
+def _check_chunk(file: BinaryIO, chunk: Any) -> tuple[int, int]:
+    """The unpacked bytes of a column chunk and of its largest page, as their headers say; nobody reads more."""
     begin = chunk.data_page_offset
     if chunk.has_dictionary_page and chunk.dictionary_page_offset:
         begin = min(begin, chunk.dictionary_page_offset)
     end = begin + chunk.total_compressed_size
     if begin < 4 or end > file.seek(0, 2) or end < begin:
         raise _broken("a column lies outside of the file")
-    unpacked = 0
+    unpacked = largest = 0
     while begin < end:
         size, packed, header = _page(file, begin)
         if size > MAX_PAGE_BYTES:
@@ -53,7 +59,8 @@ def _check_chunk(file: BinaryIO, chunk: Any) -> int:
             )
         begin += header + packed
         unpacked += size
-    return unpacked
+        largest = max(largest, size)
+    return unpacked, largest
 
 
 def _page(file: BinaryIO, offset: int) -> tuple[int, int, int]:

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.datasets.decode import ImageRejected, fit_pixels
+from service.datasets.layouts import MAX_CLASSES
 from service.datasets.sample import Limits, Sample
 from service.errors import InvalidUpload, TooLarge
-
-MAX_CLASSES = 10_000
 
 
 def check_shape(name: str, shape: tuple[int, ...], limits: Limits) -> tuple[int, int, int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 from service.datasets.decode import ImageRejected
 from service.datasets.layouts import Given, Labelled, numbered
 from service.datasets.members import Archive, Member, is_clutter
-from service.datasets.metadata import class_value
+from service.datasets.metadata import class_value, group_name
 from service.errors import InvalidUpload
 
 LABEL_SUFFIXES = ("cls", "json")
@@ -79,7 +79,7 @@ def _label(archive: Archive, member: Member) -> tuple[str | int, int | None, str
         return class_value(told, member.name), None, None
     number = next((told[key] for key in LABEL_KEYS if told.get(key) is not None), None)
     name = next((told[key] for key in NAME_KEYS if told.get(key) is not None), None)
-    group = None if told.get("group") is None else str(told["group"])
+    group = group_name(told.get("group"), member.name)
     if number is None and name is None:
         raise InvalidUpload(
             f"{member.name} holds no label: it needs one of {', '.join((*LABEL_KEYS, *NAME_KEYS))}.",

@@ -24,7 +24,7 @@ ODD = {
     "con": "CON/1.png", "nul-device": "NUL/1.png", "com1": "com1/x.png", "trailing-dot": "a./1.png",
     "trailing-space": "a /1.png", "dot-folder": "./a/3.png", "double-slash": "a//3.png", "stream": "a/1.png:ads.png",
     "right-to-left": "a/\u202egnp.exe.png", "zero-width": "a\u200b/1.png", "combining": "e\u0301/1.png",
-    "full-width-parent": "\uff0e\uff0e/1.png", "fraction-slash": "a\u2044..\u20441.png", "astral": "\U0001f600/1.png",
+    "full-width-parent": "\uff0e\uff0e/1.png", "fraction-slash": "a/\u2044..\u20441.png", "astral": "\U0001f600/1.png",
     "percent": "%2e%2e/%2e%2e/1.png", "shell": "$(touch x)/`id`.png", "markup": "<script>alert(1)</script>/1.png",
     "formula": "=cmd|' /C calc'!A0/1.png", "long-part": "a/" + "x" * 300 + ".png", "kelvin": "\u212a/1.png",
     "constructor": "__proto__/1.png", "tilde": "~root/1.png", "option": "-rf/1.png", "newlines-like": "a\u2028b/1.png",
