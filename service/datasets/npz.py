@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -215,10 +216,11 @@ class NpzUpload:
 
 def _texts(array: NDArray[Any], where: str, code: str) -> list[str]:
     """Raises InvalidUpload where one is no text that can be shown."""
-    try:
-        texts = [str(value) for value in array.tolist()]
-    except ValueError as error:
-        raise InvalidUpload(f"{where} holds what is no text ({error}).", code=code) from error
+    if array.dtype.kind == "U":
+        points = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+        if points.max(initial=0) > sys.maxunicode:
+            raise InvalidUpload(f"{where} holds what is no text: characters beyond Unicode.", code=code)
+    texts = [str(value) for value in array.tolist()]
     odd = next((text for text in texts if not printable(text)), None)
     if odd is not None:
         raise InvalidUpload(f"{where} holds a name with characters that are no text: {odd[:60]!r}.", code=code)
