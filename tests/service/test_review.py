@@ -38,6 +38,7 @@ from service.jobs.verdicts import Verdict, VerdictTable
 from service.settings import Settings
 from service.storage import LocalStorage
 from service.tables import Job, Override
+from tests.service.conftest import MakeDataset
 from tests.service.live import serving
 
 NAMES = ("residual_energy", "label_loss")
@@ -63,7 +64,8 @@ def table(count: int = ROWS) -> VerdictTable:
 
 def succeeded(database: Database, kind: str = "sanitise", parent: str | None = None) -> Job:
     with database.transaction() as session:
-        job = add_job(session, kind, inputs={}, params={}, max_attempts=3, parent_id=parent)
+        inputs = {"dataset": "signs@1"}
+        job = add_job(session, kind, inputs=inputs, params={}, max_attempts=3, parent_id=parent)
         job.state, job.attempt = "succeeded", 1
         return job
 
@@ -76,7 +78,8 @@ def job(database: Database, storage: LocalStorage) -> Job:
 
 
 @pytest.fixture
-def client(settings: Settings, job: Job) -> Iterator[Client]:
+def client(settings: Settings, job: Job, make_dataset: MakeDataset) -> Iterator[Client]:
+    make_dataset("signs", {"a": 5, "b": 5})
     with serving(create_app(settings), key=ensure_admin_key(settings)) as opened:
         yield opened
 
