@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.datasets.decode import ImageRejected
-from service.datasets.decoding_process import Answer, DecodingProcess, Task, decode_all
+from service.datasets.decoding_process import TOO_SLOW, Answer, DecodingProcess, Task, decode_all
 from service.datasets.pipes import Crashed
 from service.datasets.readers import Upload
 from service.datasets.sample import Sample
@@ -27,6 +27,7 @@ BATCH_IMAGES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # of files, and of pixels
 WAITING = 3  # batches a process
 MOST_CRASHES = 3  # of decoders over one upload
+CRASHED = "decoding it brings the decoder down"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class DecodingPool:
         self._idle: deque[DecodingProcess] = deque()
         self._window = WAITING * processes
         self._crashes = 0
+        self._costly: dict[tuple[str, int], str] = {}  # (path, bytes) of what is not tried in another walk: why not
 
     def __enter__(self) -> DecodingPool:
         return self
@@ -109,17 +111,29 @@ class DecodingPool:
             return
         waiting: deque[tuple[list[Sample], Future[list[Answer]]]] = deque()
         try:
-            for batch in batches:
+            for batch in map(self._without_costly, batches):
                 waiting.append((batch, self._threads.submit(self._decode, _task(batch, target))))
                 if len(waiting) >= self._window:
                     batch, answers = waiting.popleft()
-                    yield from _joined(batch, answers.result(), target)
+                    yield from self._answered(batch, answers.result(), target)
             while waiting:
                 batch, answers = waiting.popleft()
-                yield from _joined(batch, answers.result(), target)
+                yield from self._answered(batch, answers.result(), target)
         finally:
             for _, answers in waiting:
                 answers.cancel()
+
+    def _without_costly(self, batch: list[Sample]) -> list[Sample]:
+        if not self._costly:
+            return batch
+        known = [(one, self._costly.get((one.path, len(one.data)))) for one in batch]
+        return [one if problem is None else replace(one, problem=problem) for one, problem in known]
+
+    def _answered(self, batch: list[Sample], answers: list[Answer], target: Target) -> Iterator[Ready]:
+        for ready in _joined(batch, answers, target):
+            if ready.problem in (TOO_SLOW, CRASHED):
+                self._costly[ready.sample.path, len(ready.sample.data)] = ready.problem
+            yield ready
 
     def _decode(self, task: Task) -> list[Answer]:
         """A process that dies takes no job with it: its batch is tried again, image by image, in a new one."""
@@ -140,7 +154,7 @@ class DecodingPool:
                     process.close()
                     self._count_crash()
                     process = DecodingProcess()
-                    answers.append("decoding it brings the decoder down")
+                    answers.append(CRASHED)
             return answers
         finally:
             self._idle.append(process)

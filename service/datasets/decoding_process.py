@@ -14,6 +14,7 @@ from service.datasets.pipes import Child, cut, own_pipes, receive, send
 START = "from service.datasets.decoding_process import main; main()"
 
 MOST_SECONDS = 2.0  # of computing that an image may take
+TOO_SLOW = f"decoding it takes over {MOST_SECONDS:g} seconds"
 
 Answer = str | tuple[str, int, int, bool, bytes]
 """(sha256 of the file, width, height, whether it is grey, pixels), or why there are none."""
@@ -52,7 +53,7 @@ def _in_time(task: Task, data: bytes) -> Answer:
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     except _TooSlow:
-        return f"decoding it takes over {MOST_SECONDS:g} seconds"
+        return TOO_SLOW
 
 
 class _TooSlow(BaseException):
