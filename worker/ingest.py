@@ -102,7 +102,7 @@ def _decode(
     It says so at most twice: sizes that differ never agree again, and a set with one colour image is not grey.
     """
     known = Layout(None, grey=False) if spec.size and spec.channels else upload.layout()
-    layout = known or _first_look(context, upload, pool)
+    layout = known or _first_look(upload, pool, spec, context.settings.max_image_pixels)
     while True:
         shape = working_shape(spec, layout)
         _refuse_growth(upload.num_samples, math.prod(shape), context.claim.inputs["bytes"])
@@ -130,12 +130,16 @@ class _OtherLayout(Exception):
         self.layout = layout
 
 
-def _first_look(context: Context, upload: Upload, pool: DecodingPool) -> Layout:
-    layout = None
-    target = Target(8, 3, context.settings.max_image_pixels)
+def _first_look(upload: Upload, pool: DecodingPool, spec: IngestSpec, max_pixels: int) -> Layout:
+    """Raises InvalidUpload where these few are already too many that cannot be read."""
+    layout, rejected = None, Rejected()
+    target = Target(8, 3, max_pixels)
     for ready in decoded(upload, target, pool=pool, most=FIRST_LOOK):
         if ready.pixels is not None:
             layout = _widened(layout, (ready.width, ready.height), ready.grey)
+        else:
+            rejected.add(ready.sample.path, ready.problem or "")
+    _check_rejected(rejected, upload.num_samples, spec.max_rejected_share, so_far=upload.num_samples > FIRST_LOOK)
     return layout or Layout(None, False)
 
 
@@ -161,7 +165,7 @@ def _decode_all(
             if pixels is None:
                 rejected.add(sample.path, problem or "")
                 if rejected.count >= MANY_REJECTED:
-                    _check_rejected(rejected, upload.num_samples, spec.max_rejected_share)
+                    _check_rejected(rejected, upload.num_samples, spec.max_rejected_share, so_far=True)
             else:
                 seen = _widened(layout, (width, height), grey)
                 if seen is not layout and working_shape(spec, seen) != shape:
@@ -181,10 +185,10 @@ def _refuse_one_class(upload: Upload) -> None:
         )
 
 
-def _check_rejected(rejected: Rejected, total: int, allowed: float) -> None:
+def _check_rejected(rejected: Rejected, total: int, allowed: float, *, so_far: bool = False) -> None:
     if rejected.count > allowed * total:
         first = rejected.first[0]
-        some = "At least " if rejected.count >= MANY_REJECTED else ""
+        some = "At least " if so_far else ""
         raise InvalidUpload(
             f"{some}{rejected.count} of {total} images cannot be used, more than the allowed share of {allowed:.0%}; "
             f"the first is {first['path']}: {first['problem']}. Mend them, or upload with a larger max_rejected_share.",

@@ -20,6 +20,7 @@ from service.datasets import pixels
 from service.datasets.layouts import MAX_CLASSES, SPLITS, no_such_split
 from service.datasets.members import printable
 from service.datasets.sample import Layout, Limits, Sample
+from service.datasets.unpack import FREE_BYTES, MAX_STREAM_RATIO
 from service.errors import InvalidUpload, TooLarge
 
 PARTS = {  # split: names of (images, labels, groups)
@@ -127,6 +128,12 @@ class NpzUpload:
                 code="images_not_uint8",
             )
         shape = pixels.check_shape(images.member.filename, images.shape, limits)
+        unpacked, packed = math.prod(shape), images.member.compress_size
+        if unpacked > FREE_BYTES and unpacked > MAX_STREAM_RATIO * packed:
+            raise TooLarge(
+                f"{images.member.filename} unfolds to more than {MAX_STREAM_RATIO} times its size. Nothing was kept.",
+                code="archive_bomb",
+            )
         labels = self._column(label_keys, "labels", shape[0])
         groups = self._column(group_keys, "groups", shape[0]) if self._find(group_keys) else None
         if groups is not None:
