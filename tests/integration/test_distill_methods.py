@@ -29,6 +29,7 @@ def abstained(client: WinnowClient, model: str, images: np.ndarray[Any, Any]) ->
     return float(np.mean([answer.abstained for answer in answers])), {answer.reason for answer in answers}
 
 
+@pytest.mark.slow
 def test_the_extended_students_outlier_class_can_refuse_but_never_answers(
     client: WinnowClient, sets: dict[str, str], digits: Digits
 ) -> None:

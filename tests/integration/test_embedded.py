@@ -154,6 +154,7 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
         assert probe.connect_ex(("127.0.0.1", int(stack.url.rpartition(":")[2]))) != 0
 
 
+@pytest.mark.slow
 def test_a_killed_supervisor_leaves_nothing_and_the_home_starts_again(tmp_path: Path) -> None:
     with running_stack(tmp_path) as stack:
         key = stack.key

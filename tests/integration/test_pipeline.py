@@ -130,7 +130,9 @@ def test_an_alpha_that_cannot_be_promised_is_refused(
             marks=pytest.mark.slow,
         ),
         {"preset": "badjie", "filter": {"fit": {"epochs": 1}, "width": 8}, "infer_threshold": {"percentage": 90}},
-        {**FAST_FILTER, "policy": {"on_flag": "reform"}, "false_quarantine_rate": 0.3},
+        pytest.param(
+            {**FAST_FILTER, "policy": {"on_flag": "reform"}, "false_quarantine_rate": 0.3}, marks=pytest.mark.slow
+        ),
     ],
     ids=["badjie-threshold", "badjie-inferred", "reform"],
 )

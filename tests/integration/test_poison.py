@@ -92,6 +92,7 @@ def test_the_report_lists_the_mislabelled_image_of_the_reference(
     assert (str((truth + 5) % 10), str(truth)) in listed
 
 
+@pytest.mark.slow
 def test_without_a_reference_one_is_sifted_and_rates_are_estimates(
     client: WinnowClient, crowd: Crowd, dataset: str
 ) -> None:

@@ -95,6 +95,7 @@ def test_the_result_says_what_was_changed(client: WinnowClient, sets: dict[str, 
     assert len(reviewed.review["overrides_digest"]) == 64
 
 
+@pytest.mark.slow
 def test_a_model_of_a_reviewed_version_has_the_sanitise_jobs_filter(
     client: WinnowClient, sets: dict[str, str], reviewed: Reviewed
 ) -> None:

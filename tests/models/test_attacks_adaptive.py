@@ -72,8 +72,10 @@ def test_a_weak_detector_that_catches_plain_pgd_falls_to_it(guarded: Guarded) ->
     assert outcome(guarded, attacked(guarded, x, y), y)[1].float().mean() > 0.6
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_each_schedule_alone_evades_more_than_it_is_caught(guarded: Guarded, schedule: Schedule) -> None:
+@pytest.mark.parametrize("schedule", [schedule for schedule in SCHEDULES if schedule != "blind"])
+def test_each_schedule_that_hears_the_detector_evades_more_than_it_is_caught(
+    guarded: Guarded, schedule: Schedule
+) -> None:
     x, y = recognised(30)
     x_adv = attacked(guarded, x, y, schedules=(schedule,), restarts=2, steps=30)
     fools, unheard = outcome(guarded, x_adv, y)

@@ -236,6 +236,7 @@ def test_another_seed_is_another_filter(digits: tuple[Images, npt.NDArray[np.int
     assert not np.array_equal(one.filter.score(images), other.filter.score(images))
 
 
+@pytest.mark.slow
 def test_of_crossed_filters_each_judges_the_fold_that_it_has_not_seen(
     digits: tuple[Images, npt.NDArray[np.int64]],
 ) -> None:

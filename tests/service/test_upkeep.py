@@ -213,6 +213,7 @@ def states(settings: Settings) -> dict[str, State]:
     return {finding.part: finding.state for finding in look_over(settings)}
 
 
+@pytest.mark.slow
 def test_the_doctor_says_what_is_broken_and_what_to_do(settings: Settings, database: Database) -> None:
     found = states(settings)
     assert [part for part, state in found.items() if state == State.BROKEN] == ["broker", "workers"]
