@@ -1,4 +1,4 @@
-"""Examples for the OpenAPI document; a test holds each to its schema."""
+"""Examples for the OpenAPI document."""
 
 from __future__ import annotations
 
