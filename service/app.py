@@ -49,6 +49,26 @@ Winnow removes poison from image training sets, and serves the model trained on 
 Every error is `application/problem+json` with a stable `code`.
 """
 
+PARTS = (
+    datasets,
+    uploads,
+    jobs,
+    verdicts,
+    reviews,
+    models,
+    bundles,
+    drift,
+    captures,
+    keys,
+    tenants,
+    audit,
+    webhooks,
+    health,
+    metrics,
+    describing,
+)
+"""What has routes; of two that fit a path the first is taken."""
+
 
 def create_app(settings: Settings) -> FastAPI:
     """The gateway over an existing, migrated database."""
@@ -72,9 +92,25 @@ def create_app(settings: Settings) -> FastAPI:
         database.close()
 
     app = FastAPI(title="Winnow", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app.state.storage = storage
+    _keep(app, settings, database, doorbell, engine, production)
+    app.add_middleware(access.Keys)
+    app.add_middleware(access.RequestIds)
+    app.add_middleware(metrics.Measured)  # added last, so met first
+    problems.install(app)
+    app.openapi = partial(described, app)  # type: ignore[method-assign] # as FastAPI documents it
+    app.router.routes[:0] = infer.routes  # before all others: it is the hot path
+    for part in PARTS:
+        app.include_router(part.router)
+    return app
+
+
+def _keep(
+    app: FastAPI, settings: Settings, database: Database, doorbell: Doorbell, engine: Engine, production: Production
+) -> None:
+    """What the routes find in `app.state`, but the storage."""
     app.state.settings = settings
     app.state.database = database
-    app.state.storage = storage
     app.state.engine = engine
     app.state.metrics, app.state.telemetry = production.metrics, production.telemetry
     app.state.drift, app.state.statistics = production.drift, production.statistics
@@ -88,32 +124,6 @@ def create_app(settings: Settings) -> FastAPI:
         timeout_seconds=settings.webhook_timeout_seconds,
     )
     app.state.doorbell = doorbell
-    app.add_middleware(access.Keys)
-    app.add_middleware(access.RequestIds)
-    app.add_middleware(metrics.Measured)  # added last, so met first
-    problems.install(app)
-    app.openapi = partial(described, app)  # type: ignore[method-assign] # as FastAPI documents it
-    app.router.routes[:0] = infer.routes  # before all others: it is the hot path
-    for part in (
-        datasets,
-        uploads,
-        jobs,
-        verdicts,
-        reviews,
-        models,
-        bundles,
-        drift,
-        captures,
-        keys,
-        tenants,
-        audit,
-        webhooks,
-        health,
-        metrics,
-        describing,
-    ):
-        app.include_router(part.router)
-    return app
 
 
 def from_env() -> FastAPI:
