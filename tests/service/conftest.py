@@ -16,6 +16,7 @@ from service.jobs.create import add_job
 from service.settings import Settings
 from service.storage import LocalStorage
 from tests.parts import PostgresServer
+from tests.service.migrated import migrated
 
 ON_BOTH = {"test_databases", "test_jobs", "test_migrations"}
 """Modules whose tests run on SQLite and on PostgreSQL, for what they are about is what the database does."""
@@ -34,14 +35,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("database_url", kinds, indirect=True)
 
 
+@pytest.fixture(scope="session")
+def migrated_template(postgres: PostgresServer) -> str:
+    """The name of a database that is made once, to be copied."""
+    name = postgres.make_database()
+    migrate(Settings(database_url=postgres.url(name)).resolved())
+    return name
+
+
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Of an empty database; "" for SQLite in the home."""
+    """Of an empty database, on PostgreSQL of a migrated one where `database` is wanted; "" for SQLite in the home."""
     if request.param == "sqlite":
         yield ""
         return
     server: PostgresServer = request.getfixturevalue("postgres")
-    name = server.make_database()
+    wants_tables = "database" in request.fixturenames
+    name = server.make_database(*([request.getfixturevalue("migrated_template")] if wants_tables else []))
     yield server.url(name)
     server.drop_database(name)
 
@@ -54,8 +64,7 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
-    migrate(settings)
-    opened = Database.open(settings.database_url)
+    opened = Database.open(migrated(settings).database_url)
     yield opened
     opened.close()
 

@@ -19,17 +19,16 @@ from tiny_model import bundle_files, clean_images, npz_of, publish_version, serv
 from service.app import create_app
 from service.auth import ensure_admin_key
 from service.client import WinnowClient
-from service.db import migrate
 from service.registry.archive import MANIFEST
 from service.registry.bundle import CARD, SERVED, bundle_digest
 from service.settings import Settings
+from tests.service.migrated import migrated
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     settings = Settings(home=tmp_path, serving_threads=1).resolved()
-    migrate(settings)
-    return settings
+    return migrated(settings)
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from tiny_model import CLASSES, clean_images, grey_images, npz_of, publish_versi
 
 from service.app import create_app
 from service.auth import ensure_admin_key
-from service.db import migrate
 from service.errors import NotFound
 from service.serving.answers import Observed, Options
 from service.serving.capture import Captured, Captures, Policy, Sampler, checked_segment
 from service.settings import Settings
 from service.storage import LocalStorage
 from tests.service.live import serving
+from tests.service.migrated import migrated
 from tests.service.test_production import answers
 
 CAPTURES = "/v1/models/signs/captures"
@@ -31,8 +31,7 @@ CAPTURES = "/v1/models/signs/captures"
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     settings = Settings(home=tmp_path, serving_threads=1, capture_share=1.0, capture_per_minute=30).resolved()
-    migrate(settings)
-    return settings
+    return migrated(settings)
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_places_that_are_not_there(client: httpx.Client) -> None:
 
 def test_it_is_off_unless_the_settings_say_so(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, serving_threads=1).resolved()
-    migrate(settings)
+    migrated(settings)
     app = create_app(settings)
     publish_version(app.state.database, app.state.storage, "signs")
     with serving(app, key=ensure_admin_key(settings)) as client:

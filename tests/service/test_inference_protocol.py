@@ -18,10 +18,10 @@ from tritonclient.utils import InferenceServerException
 
 from service.app import create_app
 from service.auth import ensure_admin_key
-from service.db import migrate
 from service.serving.protocol.outputs import DEFAULT, OUTPUTS
 from service.settings import Settings
 from tests.service.live import serving
+from tests.service.migrated import migrated
 
 MAX_BYTES = 200_000
 INFER = "/v2/models/signs/infer"
@@ -32,8 +32,7 @@ Headers = dict[str, str]
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     home = tmp_path_factory.mktemp("home")
     settings = Settings(home=home, serving_threads=1, max_predict_bytes=MAX_BYTES, max_predict_images=100).resolved()
-    migrate(settings)
-    return settings
+    return migrated(settings)
 
 
 @pytest.fixture(scope="module")

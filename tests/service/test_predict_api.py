@@ -29,10 +29,10 @@ from tiny_model import (
 
 from service.app import create_app
 from service.auth import ensure_admin_key
-from service.db import migrate
 from service.registry.bundle import DETECTOR, STUDENT, bundle_digest
 from service.registry.repository import resolve
 from service.settings import Settings
+from tests.service.migrated import migrated
 
 PREDICT = "/v1/models/signs/predict"
 MAX_BYTES = 100_000
@@ -42,8 +42,7 @@ MAX_BYTES = 100_000
 def settings(tmp_path: Path) -> Settings:
     home = Settings(home=tmp_path, predict_queue=1, serving_threads=1, max_predict_bytes=MAX_BYTES, loaded_models=2)
     settings = home.resolved()
-    migrate(settings)
-    return settings
+    return migrated(settings)
 
 
 @pytest.fixture

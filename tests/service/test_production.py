@@ -18,7 +18,7 @@ from tiny_model import clean_images, grey_images, npz_of, publish_version, strip
 
 from service.app import create_app
 from service.auth import ensure_admin_key
-from service.db import Database, migrate
+from service.db import Database
 from service.jobs.create import add_job
 from service.metrics import MODELS_TOLD, Metrics, StackState, ValueHistogram
 from service.serving.answers import Answers, Observed, Options, Timing
@@ -26,6 +26,7 @@ from service.serving.drift import IMAGES_PER_SECOND, MOST_VERSIONS, DriftMonitor
 from service.serving.telemetry import MOST_WAITING, Answered, Seen, Telemetry
 from service.settings import Settings
 from tests.service.live import serving
+from tests.service.migrated import migrated
 
 PREDICT = "/v1/models/signs/predict"
 
@@ -33,8 +34,7 @@ PREDICT = "/v1/models/signs/predict"
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     settings = Settings(home=tmp_path, serving_threads=1, drift_alarm_rate=0.01).resolved()
-    migrate(settings)
-    return settings
+    return migrated(settings)
 
 
 @pytest.fixture

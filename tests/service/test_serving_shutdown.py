@@ -12,13 +12,13 @@ from tiny_model import clean_images, npz_of, publish_version
 
 from service.app import create_app
 from service.auth import ensure_admin_key
-from service.db import migrate
 from service.settings import Settings
+from tests.service.migrated import migrated
 
 
 def test_no_request_that_was_taken_is_lost(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, serving_threads=1).resolved()
-    migrate(settings)
+    migrated(settings)
     app, key = create_app(settings), ensure_admin_key(settings)
     publish_version(app.state.database, app.state.storage, "signs")
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))

@@ -17,9 +17,9 @@ from tiny_model import grey_images, npz_of, publish_version
 from service.api import tracing
 from service.app import create_app
 from service.auth import ensure_admin_key
-from service.db import migrate
 from service.settings import Settings
 from tests.service.live import serving
+from tests.service.migrated import migrated
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -64,8 +64,7 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     settings = Settings(home=tmp_path, serving_threads=1).resolved()
-    migrate(settings)
-    return settings
+    return migrated(settings)
 
 
 def test_a_collector_receives_a_span_for_each_request(collector: Collector, settings: Settings) -> None:
