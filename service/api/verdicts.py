@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from service.api.access import MaySeeVerdicts
@@ -36,6 +36,7 @@ def verdicts(
     job_id: str,
     _key: MaySeeVerdicts,
     verdict: Verdict | None = None,
+    label: Annotated[str | None, Query(max_length=1000, description="of one class only")] = None,
     overridden: bool | None = None,
     sort: str = "index",
     cursor: str | None = None,
@@ -43,7 +44,7 @@ def verdicts(
     accept: Annotated[str, Header()] = JSON,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Page[ReviewedVerdict] | Response:
-    """JSON pages; with `Accept: text/csv` all rows of that verdict in that order, with
+    """JSON pages; with `Accept: text/csv` all rows of that verdict and class in that order, with
     `Accept: application/vnd.apache.parquet` the whole table. `override` is what a person decided, and `overridden`
     asks for those that a person did, or did not, decide on.
 
@@ -63,10 +64,10 @@ def verdicts(
         return Response(_whole(request, job, stands).parquet(), media_type=PARQUET, headers=headers)
     among = None if overridden is None else (stands.over(pages.count()) > 0) == overridden
     if wanted == CSV:
-        order = pages.order(verdict, sort, among=among)
+        order = pages.order(verdict, sort, label=label, among=among)
         return StreamingResponse(_whole(request, job, stands).csv(order), media_type=CSV, headers=headers)
     offset = decode_offset(cursor)
-    rows, total = pages.page(verdict, sort, offset, limit, among=among)
+    rows, total = pages.page(verdict, sort, offset, limit, label=label, among=among)
     with request.state.database.session() as session:
         rows = overrides.shown(session, job.id, stands, rows)
     following = offset + limit

@@ -202,10 +202,16 @@ class WinnowClient:
         return parse(self._send("POST", f"/v1/jobs/{job_id}/retry"), Job)
 
     def verdicts(
-        self, job_id: str, *, verdict: str | None = None, overridden: bool | None = None, sort: str | None = None
+        self,
+        job_id: str,
+        *,
+        verdict: str | None = None,
+        label: str | None = None,
+        overridden: bool | None = None,
+        sort: str | None = None,
     ) -> Iterator[Verdict]:
-        """Every verdict of a sanitise job, page by page as they are asked for."""
-        query = {"verdict": verdict, "overridden": overridden, "sort": sort}
+        """Every verdict of a sanitise job, or those of a class, page by page as they are asked for."""
+        query = {"verdict": verdict, "label": label, "overridden": overridden, "sort": sort}
         return self._pages(f"/v1/jobs/{job_id}/verdicts", query, Verdict)
 
     def verdict(self, job_id: str, index: int) -> Verdict:

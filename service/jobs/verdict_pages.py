@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Lock
@@ -24,6 +24,8 @@ Order = NDArray[np.int64]
 SORTS = ("index", "p_value", "path", "label")
 MOST_BYTES = 64 * 1024 * 1024
 """Of all orders kept: sixteen of a million images each."""
+MOST_ORDERS = 1024
+"""Kept at once, however small: a class that has no image is an order, too."""
 
 
 class Orders:
@@ -50,7 +52,7 @@ class Orders:
         with self._lock:
             if order.nbytes <= self._most:
                 self._kept[key] = order
-            while self.nbytes > self._most:
+            while self.nbytes > self._most or len(self._kept) > MOST_ORDERS:
                 self._kept.popitem(last=False)
         return order
 
@@ -64,23 +66,37 @@ class VerdictPages:
     orders: Orders
 
     def page(
-        self, verdict: Verdict | None, sort: str, offset: int, limit: int, *, among: NDArray[np.bool_] | None = None
+        self,
+        verdict: Verdict | None,
+        sort: str,
+        offset: int,
+        limit: int,
+        *,
+        label: str | None = None,
+        among: NDArray[np.bool_] | None = None,
     ) -> tuple[list[dict[str, Any]], int]:
-        """Rows of one verdict (or all) in the order of `sort`, ties by index, and how many there are in all.
+        """Rows of one verdict and one class (or all) in the order of `sort`, ties by index, and how many there are.
 
         among: of every image whether it may be among them; None where all may. Raises InvalidInput for an order there
         is not.
         """
         with _Rows(self.storage, self.key) as rows:
-            order = _among(self._order(rows, verdict, sort), among)
+            order = _among(self._order(rows, verdict, label, sort), among)
             if order is None:
                 return as_wire(rows.take(np.arange(offset, max(offset, min(offset + limit, len(rows)))))), len(rows)
             return as_wire(rows.take(order[offset : offset + limit].astype(np.int64))), len(order)
 
-    def order(self, verdict: Verdict | None, sort: str, *, among: NDArray[np.bool_] | None = None) -> Order | None:
+    def order(
+        self,
+        verdict: Verdict | None,
+        sort: str,
+        *,
+        label: str | None = None,
+        among: NDArray[np.bool_] | None = None,
+    ) -> Order | None:
         """The places of those rows in that order; None where it is all as they lie. Raises as `page` does."""
         with _Rows(self.storage, self.key) as rows:
-            order = _among(self._order(rows, verdict, sort), among)
+            order = _among(self._order(rows, verdict, label, sort), among)
         return None if order is None else order.astype(np.int64)
 
     def count(self) -> int:
@@ -106,12 +122,13 @@ class VerdictPages:
                 )
             return as_wire(rows.take(np.array([index])))[0]
 
-    def _order(self, rows: _Rows, verdict: Verdict | None, sort: str) -> NDArray[np.int32] | None:
+    def _order(self, rows: _Rows, verdict: Verdict | None, label: str | None, sort: str) -> NDArray[np.int32] | None:
         column = _sorted_by(sort, rows.columns)
-        if verdict is None and sort == "index":
+        wanted = {name: value for name, value in (("verdict", verdict), ("label", label)) if value is not None}
+        if not wanted and sort == "index":
             return None
-        key = (self.key, verdict.value if verdict else "", sort)
-        return self.orders.get(key, lambda: _ordered(rows, verdict, column, descending=sort.startswith("-")))
+        key = (self.key, sort, *(f"{name}={value}" for name, value in wanted.items()))
+        return self.orders.get(key, lambda: _ordered(rows, wanted, column, descending=sort.startswith("-")))
 
 
 def _among(order: NDArray[np.int32] | None, among: NDArray[np.bool_] | None) -> NDArray[np.int32] | None:
@@ -135,11 +152,13 @@ def _sorted_by(sort: str, columns: list[str]) -> str:
     return wanted
 
 
-def _ordered(rows: _Rows, verdict: Verdict | None, column: str, *, descending: bool) -> Order:
+def _ordered(rows: _Rows, wanted: Mapping[str, str], column: str, *, descending: bool) -> Order:
+    """wanted: what columns must hold."""
     keys = rows.column(column)
     places = np.arange(len(keys))
-    if verdict is not None:
-        places = np.flatnonzero(pc.equal(rows.column("verdict"), verdict.value).to_numpy())
+    if wanted:
+        holds = (pc.equal(rows.column(name), str(value)).to_numpy() for name, value in wanted.items())
+        places = np.flatnonzero(np.logical_and.reduce(list(holds)))
         keys = keys.take(pa.array(places))
     if column == "index" and not descending:
         return places

@@ -21,7 +21,7 @@ from service.auth import ensure_admin_key
 from service.db import Database
 from service.errors import InvalidInput
 from service.jobs.create import add_job
-from service.jobs.verdict_pages import Orders, VerdictPages
+from service.jobs.verdict_pages import MOST_ORDERS, Orders, VerdictPages
 from service.jobs.verdicts import ROWS_A_BATCH, Verdict, VerdictTable, paged_key
 from service.settings import Settings
 from service.storage import LocalStorage
@@ -56,10 +56,12 @@ def pages(storage: LocalStorage) -> VerdictPages:
     return VerdictPages(storage, KEY, Orders())
 
 
-def every_row(pages: VerdictPages, verdict: Verdict | None, sort: str, limit: int = 1000) -> list[dict[str, Any]]:
+def every_row(
+    pages: VerdictPages, verdict: Verdict | None, sort: str, limit: int = 1000, label: str | None = None
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     while True:
-        some, total = pages.page(verdict, sort, len(rows), limit)
+        some, total = pages.page(verdict, sort, len(rows), limit, label=label)
         rows += some
         if not some:
             assert len(rows) == total
@@ -99,18 +101,21 @@ def test_a_row_has_every_detectors_score_and_p_value(pages: VerdictPages) -> Non
 @pytest.mark.parametrize("verdict", [None, Verdict.QUARANTINE, Verdict.REFORM])
 @pytest.mark.parametrize("sort", ["index", "p_value", "path", "label", "score.label_loss", "score"])
 @pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("label", [None, "class 3"])
 def test_every_order_is_that_of_a_plain_sort(
-    pages: VerdictPages, verdict: Verdict | None, sort: str, reverse: bool
+    pages: VerdictPages, verdict: Verdict | None, sort: str, reverse: bool, label: str | None
 ) -> None:
     def key(row: dict[str, Any]) -> Any:
         name = {"score": NAMES[0]}.get(sort, sort.removeprefix("score."))
         return row["scores"][name] if sort.startswith("score") else row[sort]
 
-    plain = [row for row in every_row(pages, None, "index") if verdict in (None, row["verdict"])]
+    every = every_row(pages, None, "index")
+    plain = [row for row in every if verdict in (None, row["verdict"]) and label in (None, row["label"])]
     expected = sorted(plain, key=lambda row: row["index"])
     expected.sort(key=key, reverse=reverse)
-    told = every_row(pages, verdict, f"-{sort}" if reverse else sort)
+    told = every_row(pages, verdict, f"-{sort}" if reverse else sort, label=label)
     assert [row["index"] for row in told] == [row["index"] for row in expected]
+    assert len(expected) < len(every) or (verdict, label) == (None, None)
 
 
 def test_an_unknown_order_names_those_there_are(pages: VerdictPages) -> None:
@@ -175,6 +180,13 @@ def test_orders_are_sorted_once_and_the_oldest_forgotten() -> None:
         orders.get((name,), maker(name))
     assert made == ["a", "b", "c", "b"] and len(orders) == 2 and orders.nbytes <= 1000
     assert np.array_equal(Orders(most_bytes=10).get(("a",), maker("a")), np.arange(100))
+
+
+def test_classes_without_images_fill_no_memory(pages: VerdictPages) -> None:
+    for number in range(MOST_ORDERS):
+        pages.orders.get((str(number),), lambda: np.zeros(0, np.int64))
+    assert pages.page(None, "p_value", 0, 10, label="none") == ([], 0)
+    assert len(pages.orders) == MOST_ORDERS
 
 
 def test_a_page_does_not_read_the_table(storage: LocalStorage) -> None:
@@ -242,4 +254,6 @@ def test_verdicts_over_http(client_and_job: tuple[Client, str]) -> None:
     assert [int(r["index"]) for r in csv.DictReader(io.StringIO(told.text))] == [row["index"] for row in rows]
     whole = client.get(url, headers={"Accept": "application/vnd.apache.parquet"}).content
     assert pq.read_table(pa.BufferReader(whole)).select(table(500).table.column_names).equals(table(500).table)
+    one = client.get(url, params={"label": "class 3", "sort": "-p_value", "limit": "1000"}).json()["items"]
+    assert {row["label"] for row in one} == {"class 3"} and len(one) == sum(i % 7 == 3 for i in range(500))
     assert client.get(url, params={"sort": "beauty"}).json()["code"] == "bad_sort"
