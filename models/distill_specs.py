@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from models.spec_fields import EpsLinf, FitSpec, Probability, Seed, Spec, Width
+from models.spec_fields import EpsLinf, FitSpec, Probability, Seed, Spec, Width, overlaid
 
 Method = Literal["defensive", "extended", "robust"]
 DistillPreset = Literal["default", "badjie", "papernot-mnist", "papernot-cifar10"]
@@ -101,10 +101,10 @@ class DistillSpec(Spec):
         if not isinstance(given, dict):
             return given
         preset = DISTILL_PRESETS.get(str(given.get("preset", "default")), {})
-        merged = {**preset, **given}
-        for section, base in preset.items():
-            if isinstance(base, dict) and isinstance(given.get(section), dict):
-                merged[section] = {**base, **given[section]}
+        merged = overlaid(preset, given)
+        if isinstance(merged.get("student_fit"), dict):
+            teachers = overlaid({"fit": cls.model_fields["fit"].default.model_dump()}, merged)["fit"]
+            merged["student_fit"] = overlaid(teachers, merged["student_fit"])
         return merged
 
 

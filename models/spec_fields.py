@@ -5,7 +5,8 @@ Torch-free.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,10 +16,34 @@ Width = Annotated[int, Field(ge=4, le=256, multiple_of=4, description="channels;
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
+def overlaid(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with what is given in its place, at every depth; a section of another `kind` is taken as it is given."""
+    merged = {**base, **given}
+    for name, value in given.items():
+        below = base.get(name)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            same = value.get("kind", below.get("kind")) == below.get("kind")
+            merged[name] = overlaid(below, value) if same else value
+    return merged
+
+
 class Spec(BaseModel):
-    """A frozen set of parameters; an unknown name is an error."""
+    """A frozen set of parameters; an unknown name is an error.
+
+    A section given in part keeps the rest of its default; one that has presets fills itself.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_rest_of_sections(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        fields = {name: cls.model_fields[name].default for name in given if name in cls.model_fields}
+        sections = {name: default for name, default in fields.items() if isinstance(default, Spec)}
+        plain = {name: own for name, own in sections.items() if "preset" not in type(own).model_fields}
+        return overlaid({name: own.model_dump(exclude_unset=True) for name, own in plain.items()}, given)
 
 
 class FitSpec(Spec):

@@ -33,6 +33,7 @@ from models.spec_fields import Probability as Probability
 from models.spec_fields import Seed as Seed
 from models.spec_fields import Spec as Spec
 from models.spec_fields import Width as Width
+from models.spec_fields import overlaid
 
 
 class ImageSpec(Spec):
@@ -120,13 +121,7 @@ class SanitiseSpec(Spec):
         if not isinstance(given, dict):
             return given
         preset = PRESETS.get(given.get("preset", "residual"), {})
-        merged = {**preset, **{k: v for k, v in given.items() if k not in CALIBRATION_CHOICES}}
-        for section in ("filter", "policy", "panel"):
-            asked = given.get(section)
-            if isinstance(asked, dict):
-                base = preset.get(section, {})
-                same = asked.get("kind", base.get("kind")) == base.get("kind")
-                merged[section] = {**base, **asked} if same else asked
+        merged = overlaid(preset, {k: v for k, v in given.items() if k not in CALIBRATION_CHOICES})
         merged["calibration"] = _calibration(preset.get("calibration", {}), given)
         return merged
 
@@ -138,7 +133,7 @@ def _calibration(preset: dict[str, Any], given: dict[str, Any]) -> Any:
     asked = {**asked, **{choice: given[choice] for choice in CALIBRATION_CHOICES if choice in given}}
     if any(asked.get(rule) is not None for rule in CALIBRATION_RULES):
         preset = {k: v for k, v in preset.items() if k not in CALIBRATION_RULES}
-    return {**preset, **asked}
+    return {**dict.fromkeys(CALIBRATION_RULES), **preset, **asked}
 
 
 class HardenSpec(Spec):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from models.distill_specs import DistillSpec
 from models.specs import PARAMS_OF_JOB, HardenSpec, SanitiseSpec
 
 
@@ -56,3 +57,19 @@ def test_a_stored_badjie_spec_reads_back_as_itself() -> None:
 def test_an_unknown_name_is_an_error(kind: str) -> None:
     with pytest.raises(ValidationError, match="nonesuch"):
         PARAMS_OF_JOB[kind].model_validate({"nonesuch": 1})
+
+
+def test_part_of_a_fit_given_keeps_the_rest_of_that_fit() -> None:
+    usual = DistillSpec().fit
+    assert DistillSpec.model_validate({"fit": {"epochs": 3}}).fit == usual.model_copy(update={"epochs": 3})
+    preset = DistillSpec.model_validate({"preset": "papernot-mnist"}).fit
+    shorter = DistillSpec.model_validate({"preset": "papernot-mnist", "fit": {"epochs": 3}}).fit
+    assert shorter == preset.model_copy(update={"epochs": 3})
+    filtered = SanitiseSpec.model_validate({"preset": "badjie", "filter": {"fit": {"epochs": 3}}}).filter
+    assert filtered == SanitiseSpec(preset="badjie").filter.model_copy(update={"fit": filtered.fit})
+    assert filtered.fit == SanitiseSpec(preset="badjie").filter.fit.model_copy(update={"epochs": 3})
+
+
+def test_part_of_a_students_fit_given_keeps_the_rest_of_the_teachers() -> None:
+    spec = DistillSpec.model_validate({"fit": {"batch_size": 32}, "student_fit": {"epochs": 3}})
+    assert spec.student_fit == spec.fit.model_copy(update={"epochs": 3})
