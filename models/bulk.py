@@ -82,17 +82,17 @@ def bulk_calibration(calibration: Floats, candidates: Floats) -> BulkMap:
         guess = _refined(guess, points, ordered, sample, width)
     base = float(guess.floor * np.exp(guess.power * points[0]))
     scale = guess.centre - np.log1p(base)
-    lifted = np.maximum(scale + _lifted(guess.power * (x - offset), base), ordered[0])
+    lifted = np.maximum(scale + _lifted(guess.power * (x - offset), np.asarray(base)), ordered[0])
     mapped = np.exp(lifted) if logs else lifted * typical
     gain = float(np.exp(scale if logs else scale - offset))
     return BulkMap(gain, guess.power, gain * float(base), typical, logs, guess.share, np.asarray(mapped))
 
 
-def _lifted(logs: Float64s, floor: float) -> Float64s:
-    """log(exp(logs) + floor), for floor > −1, where no such number exists a very low one."""
+def _lifted(logs: Float64s, floors: Float64s) -> Float64s:
+    """log(exp(logs) + floors), for floors > −1, where no such number exists a very low one."""
     high, low = np.maximum(logs, 0), np.minimum(logs, 0)
-    above = high + np.log1p(floor * np.exp(-high))
-    return np.where(logs > 0, above, np.log(np.maximum(np.exp(low) + floor, 1e-300)))
+    above = high + np.log1p(floors * np.exp(-high))
+    return np.where(logs > 0, above, np.log(np.maximum(np.exp(low) + floors, 1e-300)))
 
 
 def _refined(guess: _Guess, points: Float64s, ordered: Float64s, sample: float, width: float) -> _Guess:
@@ -110,32 +110,30 @@ def _best(
     points: Float64s, ordered: Float64s, sample: float, powers: Float64s, floors: Float64s, centres: Float64s
 ) -> _Guess:
     """The likeliest of all. points: (k,), logs of the reference's quantiles over its median; ordered: (n,), logs."""
-    best = _Guess(np.inf, 1.0, 0.0, 0.0, 0.0)
-    for power in powers:
-        for floor in floors:
-            base = floor * np.exp(power * points[0])
-            shape = _lifted(power * points, base) - np.log1p(base)
-            below = np.searchsorted(ordered, centres[:, None] + shape, side="right") / len(ordered)
-            shares = np.clip(1 - below[:, -1] / EDGES[-1], 0, MAX_POISON)
-            prior = (np.log(power) / POWER_SPREAD) ** 2 / 2 + (np.log1p(floor) / FLOOR_SPREAD) ** 2 / 2
-            costs = sample * _divergence(below, shares) + shares / POISON_MEAN + prior
-            least = int(np.argmin(costs))
-            if costs[least] < best.cost:
-                found = float(costs[least]), float(power), float(floor), float(centres[least]), float(shares[least])
-                best = _Guess(*found)
-    return best
+    power, floor = (axis.ravel() for axis in np.meshgrid(powers, floors, indexing="ij"))
+    base = floor * np.exp(power * points[0])
+    shapes = _lifted(power[:, None] * points, base[:, None]) - np.log1p(base)[:, None]
+    edges = shapes[:, :, None] + centres  # neighbours in memory are neighbours in value: they are found faster
+    below = np.searchsorted(ordered, edges, side="right").swapaxes(1, 2) / len(ordered)
+    shares = np.clip(1 - below[..., -1] / EDGES[-1], 0, MAX_POISON)
+    prior = (np.log(power) / POWER_SPREAD) ** 2 / 2 + (np.log1p(floor) / FLOOR_SPREAD) ** 2 / 2
+    costs = sample * _divergence(below, shares) + shares / POISON_MEAN + prior[:, None]
+    shape, centre = np.unravel_index(np.argmin(costs), costs.shape)
+    found = costs[shape, centre], power[shape], floor[shape], centres[centre], shares[shape, centre]
+    return _Guess(*(float(value) for value in found))
 
 
 def _divergence(below: Float64s, shares: Float64s) -> Float64s:
-    """KL of the cells' shares of candidates from those expected with a share of poison in the last, (a,).
+    """KL of the cells' shares of candidates from those expected with a share of poison in the last, (…).
 
-    below: (a, k), the share of candidates under each edge; shares: (a,).
+    below: (…, k), the share of candidates under each edge; shares: (…).
     """
-    ends = np.zeros((len(below), 1)), np.ones((len(below), 1))
-    seen = np.diff(np.concatenate([ends[0], below, ends[1]], axis=1), axis=1)
-    expected = (1 - shares[:, None]) * np.diff(np.concatenate([[0], EDGES, [1]]))
-    expected[:, -1] += shares
-    return np.asarray((seen * np.log(np.maximum(seen, 1e-12) / expected)).sum(axis=1))
+    clean = np.diff(EDGES, prepend=0, append=1)
+    seen = np.diff(below, axis=-1, prepend=0, append=1)
+    last = seen[..., -1]
+    expected = seen[..., :-1] @ np.log(clean[:-1]) + (1 - last) * np.log1p(-shares)
+    expected += last * np.log((1 - shares) * clean[-1] + shares)
+    return np.asarray((seen * np.log(np.maximum(seen, 1e-12))).sum(axis=-1) - expected)
 
 
 def enough(scores: Floats, what: str) -> Float64s:
