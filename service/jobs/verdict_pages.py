@@ -16,6 +16,7 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from service.errors import InvalidInput, NotFound
+from service.jobs import verdict_index
 from service.jobs.verdicts import ROWS_A_BATCH, SCORE, Verdict, VerdictTable, as_wire, detectors, paged_key
 from service.storage import Storage
 
@@ -124,7 +125,7 @@ class VerdictPages:
 
     def _order(self, rows: _Rows, verdict: Verdict | None, label: str | None, sort: str) -> NDArray[np.int32] | None:
         column = _sorted_by(sort, rows.columns)
-        wanted = {name: value for name, value in (("verdict", verdict), ("label", label)) if value is not None}
+        wanted = {name: str(value) for name, value in (("verdict", verdict), ("label", label)) if value is not None}
         if not wanted and sort == "index":
             return None
         key = (self.key, sort, *(f"{name}={value}" for name, value in wanted.items()))
@@ -154,23 +155,24 @@ def _sorted_by(sort: str, columns: list[str]) -> str:
 
 def _ordered(rows: _Rows, wanted: Mapping[str, str], column: str, *, descending: bool) -> Order:
     """wanted: what columns must hold."""
-    keys = rows.column(column)
-    places = np.arange(len(keys))
-    if wanted:
-        holds = (pc.equal(rows.column(name), str(value)).to_numpy() for name, value in wanted.items())
-        places = np.flatnonzero(np.logical_and.reduce(list(holds)))
-        keys = keys.take(pa.array(places))
+    holds = [rows.equal(name, value) for name, value in wanted.items()]
+    meant = np.logical_and.reduce(holds) if holds else np.ones(len(rows), np.bool_)
+    if column == "p_value" and not descending:
+        order = rows.by_p_value()
+        return np.asarray(order[meant[order]])
+    places = np.flatnonzero(meant)
     if column == "index" and not descending:
         return places
+    keys = rows.column(column).take(pa.array(places))
     direction = "descending" if descending else "ascending"
-    order = pc.sort_indices(keys, sort_keys=[("", direction)]).to_numpy()
-    return np.asarray(places[order])
+    return np.asarray(places[pc.sort_indices(keys, sort_keys=[("", direction)]).to_numpy()])
 
 
 class _Rows:
-    """Rows by their places. Jobs from before there were pages have only the whole table, which is then read."""
+    """Rows by their places. Earlier jobs have no index, or only the whole table: that is read instead, and sorted."""
 
     def __init__(self, storage: Storage, key: str) -> None:
+        self._storage, self._key = storage, key
         self._open = ExitStack()
         self._count: int
         self._whole: pa.Table | None = None
@@ -199,6 +201,22 @@ class _Rows:
             return self._whole[name]
         only = ipc.IpcReadOptions(included_fields=[self.columns.index(name)])
         return ipc.open_file(pa.PythonFile(self._file, "r"), options=only).read_all()[name]
+
+    def equal(self, name: str, value: str) -> NDArray[np.bool_]:
+        """Of every row whether that column holds the value."""
+        if self._has_index:
+            return verdict_index.equal(self._storage, self._key, name, value)
+        return np.asarray(pc.equal(self.column(name), value).to_numpy())
+
+    def by_p_value(self) -> NDArray[np.int64]:
+        """The places of all rows in the order of their p-values."""
+        if self._has_index:
+            return verdict_index.by_p_value(self._storage, self._key).astype(np.int64)
+        return np.asarray(verdict_index.ascending(self.column("p_value")).to_numpy(), np.int64)
+
+    @property
+    def _has_index(self) -> bool:
+        return self._storage.exists(verdict_index.index_key(self._key))
 
     def take(self, places: Order) -> pa.Table:
         if self._whole is not None:

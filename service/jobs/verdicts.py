@@ -15,6 +15,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from service.jobs import verdict_index
 from service.storage import Storage
 
 FIRST = (
@@ -122,11 +123,12 @@ class VerdictTable:
         return VerdictTable(table)
 
     def write(self, storage: Storage, key: str) -> None:
-        """Whole at `key`, and once more in pages, so that the gateway need not read it all for a hundred rows."""
+        """Whole at `key`, and in pages with an index, so that the gateway need not read it all for a hundred rows."""
         with storage.writing(key) as file:
             file.write(self.parquet())
         with storage.writing(paged_key(key)) as file, ipc.new_file(file, self._table.schema) as writer:
             writer.write_table(self._table, max_chunksize=ROWS_A_BATCH)
+        verdict_index.write(storage, key, self._table)
 
     def parquet(self) -> bytes:
         sink = io.BytesIO()

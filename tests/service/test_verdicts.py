@@ -21,6 +21,7 @@ from service.auth import ensure_admin_key
 from service.db import Database
 from service.errors import InvalidInput
 from service.jobs.create import add_job
+from service.jobs.verdict_index import index_key
 from service.jobs.verdict_pages import MOST_ORDERS, Orders, VerdictPages
 from service.jobs.verdicts import ROWS_A_BATCH, Verdict, VerdictTable, paged_key
 from service.settings import Settings
@@ -101,10 +102,19 @@ def test_a_row_has_every_detectors_score_and_p_value(pages: VerdictPages) -> Non
 @pytest.mark.parametrize("verdict", [None, Verdict.QUARANTINE, Verdict.REFORM])
 @pytest.mark.parametrize("sort", ["index", "p_value", "path", "label", "score.label_loss", "score"])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("label", [None, "class 3"])
+@pytest.mark.parametrize(("label", "index"), [(None, True), ("class 3", True), ("class 3", False), (None, False)])
 def test_every_order_is_that_of_a_plain_sort(
-    pages: VerdictPages, verdict: Verdict | None, sort: str, reverse: bool, label: str | None
+    pages: VerdictPages,
+    storage: LocalStorage,
+    verdict: Verdict | None,
+    sort: str,
+    reverse: bool,
+    label: str | None,
+    index: bool,
 ) -> None:
+    if not index:  # a job of before there was one
+        storage.path(index_key(KEY)).unlink()
+
     def key(row: dict[str, Any]) -> Any:
         name = {"score": NAMES[0]}.get(sort, sort.removeprefix("score."))
         return row["scores"][name] if sort.startswith("score") else row[sort]
