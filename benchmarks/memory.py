@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 LOOK_EVERY_SECONDS = 0.5
+GROWS_EVERY_SECONDS = 0.02
 
 
 class PeakMemory:
@@ -38,6 +40,39 @@ class PeakMemory:
             for pid in descendants(self._root):
                 name, peak = status(pid)
                 self.by_process[name] = max(self.by_process.get(name, 0.0), peak)
+
+
+class Growth:
+    """By how much one process grows, at its largest, while the block runs."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._before = self._most = resident_mib(pid)
+
+    @property
+    def mib(self) -> float:
+        return self._most - self._before
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(GROWS_EVERY_SECONDS):
+            self._most = max(self._most, resident_mib(self._pid))
+
+
+def resident_mib(pid: int) -> float:
+    pages = int((Path("/proc") / str(pid) / "statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def descendants(root: int) -> list[int]:
