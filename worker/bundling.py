@@ -10,15 +10,7 @@ from numpy.typing import NDArray
 from models.classifiers import Classifier
 from models.familiarity import student_scores
 from models.filtering import Filter
-from models.onnx_export import (
-    Arrays,
-    check_parity,
-    export_detector,
-    export_head,
-    export_served,
-    export_student,
-    run_graph,
-)
+from models.onnx_export import Arrays, StudentGraphs, check_parity, run_graph
 from models.uncertainty import mc_probabilities
 from service.registry.bundle import DETECTOR, HEAD, HELD_OUT, PARITY, REFORMED, SERVED, STUDENT
 from service.registry.samples import HeldOut, Parity
@@ -37,11 +29,11 @@ def graphs(student: Classifier, material: Material, masks: NDArray[np.float32]) 
     shape, detector, sample = material.image_shape, material.detector, material.held_images[:PARITY_IMAGES]
     inputs: Arrays = {"images": sample, "masks": masks}
     probabilities = mc_probabilities(student, sample, masks)
-    files = {STUDENT: export_student(student, shape), SERVED: export_served(student, detector, shape)}
-    files[HEAD] = export_head(student)
+    made = StudentGraphs(student, detector, shape)
+    files = {STUDENT: made.student, SERVED: made.served, HEAD: made.head}
     expected = _summary(probabilities)
     if detector is not None:
-        files |= _of_filter(student, detector, material, inputs)
+        files |= _of_filter(student, detector, made, inputs)
         expected["scores"] = detector.score(sample)
     own: Arrays = {str(name): scores for name, scores in student_scores(student, sample).items()}
     differences = [
@@ -57,11 +49,8 @@ def graphs(student: Classifier, material: Material, masks: NDArray[np.float32]) 
     return files, max(differences)
 
 
-def _of_filter(student: Classifier, detector: Filter, material: Material, inputs: Arrays) -> dict[str, bytes]:
-    files = {
-        DETECTOR: export_detector(detector, material.image_shape),
-        REFORMED: export_served(student, detector, material.image_shape, reform=True),
-    }
+def _of_filter(student: Classifier, detector: Filter, made: StudentGraphs, inputs: Arrays) -> dict[str, bytes]:
+    files = {DETECTOR: made.detector, REFORMED: made.reformed}
     scores, reconstruction = detector.score(inputs["images"]), detector.reconstruct(inputs["images"])
     check_parity(files[DETECTOR], {"images": inputs["images"]}, {"scores": scores}, atol=PARITY_ATOL)
     check_parity(files[REFORMED], inputs, {"scores": scores, "reconstruction": reconstruction}, atol=PARITY_ATOL)

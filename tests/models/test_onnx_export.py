@@ -17,7 +17,7 @@ from models.autoencoders.residual import ResidualDenoiser
 from models.classifiers import Classifier, ImageNorm, build_classifier
 from models.filtering import Filter
 from models.images import Images, to_float
-from models.onnx_export import ParityError, check_parity, export_detector, export_head, export_served, export_student
+from models.onnx_export import ParityError, StudentGraphs, check_parity, export_detector
 from models.seeding import seeded
 from models.specs import ClassifierSpec
 from models.uncertainty import mc_probabilities
@@ -44,8 +44,13 @@ def student() -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def graph(student: Classifier) -> bytes:
-    return export_student(student, SHAPE)
+def graphs(student: Classifier) -> StudentGraphs:
+    return StudentGraphs(student, a_filter("residual"), SHAPE)
+
+
+@pytest.fixture(scope="module")
+def graph(graphs: StudentGraphs) -> bytes:
+    return graphs.student
 
 
 @pytest.mark.parametrize(("n", "passes"), [(1, 1), (1, 32), (7, 5), (300, 2)])
@@ -61,7 +66,8 @@ def test_small_large_and_grey_images_export(shape: tuple[int, int, int]) -> None
     network = opinionated(shape)
     images, masks = some_images(2, shape), dropout_masks(3, 32, 0.5, seed=1)
     expected = {"probabilities": mc_probabilities(network, images, masks)}
-    assert check_parity(export_student(network, shape), {"images": images, "masks": masks}, expected, atol=1e-5) <= 1e-5
+    graph = StudentGraphs(network, None, shape).student
+    assert check_parity(graph, {"images": images, "masks": masks}, expected, atol=1e-5) <= 1e-5
 
 
 class NormalisedPeak(nn.Module):
@@ -103,7 +109,7 @@ def test_export_is_silent_repeatable_and_tells_nothing_of_this_machine(
     student: Classifier, graph: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     level = logging.getLogger("torch.onnx").level
-    assert export_student(student, SHAPE) == graph
+    assert StudentGraphs(student, None, SHAPE).student == graph
     assert capfd.readouterr() == ("", "")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert logging.getLogger("torch.onnx").level == level
@@ -149,27 +155,26 @@ def wanted_of(student: Classifier, images: Images, masks: np.ndarray) -> dict[st
     return {"mean_probabilities": probabilities.mean(axis=0), "class_entropy": entropy}
 
 
-def test_the_served_graph_is_detector_and_student_in_one(student: Classifier) -> None:
+def test_the_served_graph_is_detector_and_student_in_one(student: Classifier, graphs: StudentGraphs) -> None:
     own, images, masks = a_filter("residual"), some_images(5, SHAPE), dropout_masks(7, 32, 0.5, seed=1)
     inputs = {"images": images, "masks": masks}
     expected = {**wanted_of(student, images, masks), "scores": own.score(images)}
-    assert check_parity(export_served(student, own, SHAPE), inputs, expected, atol=1e-5) <= 1e-5
+    assert check_parity(graphs.served, inputs, expected, atol=1e-5) <= 1e-5
     reconstruction = own.reconstruct(images)
     reformed = {**wanted_of(student, reconstruction, masks), "scores": own.score(images)}
     assert np.abs(reformed["mean_probabilities"] - expected["mean_probabilities"]).max() > 1e-3
-    graph = export_served(student, own, SHAPE, reform=True)
-    assert check_parity(graph, inputs, {**reformed, "reconstruction": reconstruction}, atol=1e-5) <= 1e-5
+    assert check_parity(graphs.reformed, inputs, {**reformed, "reconstruction": reconstruction}, atol=1e-5) <= 1e-5
 
 
-def test_the_head_continues_where_the_trunk_ended(student: Classifier) -> None:
+def test_the_head_continues_where_the_trunk_ended(student: Classifier, graphs: StudentGraphs) -> None:
     images, masks = some_images(5, SHAPE), dropout_masks(7, 32, 0.5, seed=1)
-    session = onnxruntime.InferenceSession(export_served(student, None, SHAPE), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graphs.served, providers=["CPUExecutionProvider"])
     (features,) = session.run(["features"], {"images": images, "masks": masks})
     other = dropout_masks(20, 32, 0.5, seed=2)
     expected = wanted_of(student, images, other)
-    assert check_parity(export_head(student), {"features": features, "masks": other}, expected, atol=1e-5) <= 1e-5
+    assert check_parity(graphs.head, {"features": features, "masks": other}, expected, atol=1e-5) <= 1e-5
 
 
 def test_nothing_can_reform_without_a_detector(student: Classifier) -> None:
     with pytest.raises(ValueError, match="detector"):
-        export_served(student, None, SHAPE, reform=True)
+        _ = StudentGraphs(student, None, SHAPE).reformed
