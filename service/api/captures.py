@@ -67,8 +67,13 @@ def export_captures(
 
 @router.get("/{name}/captures/{version}/{segment}/{index}/image", summary="One captured image as PNG")
 def captured_image(request: Request, name: str, version: str, segment: str, index: int, _key: MayReview) -> Response:
-    found = _captures(request, name).read(name, checked_segment(f"{version}/{segment}"))
-    images = found["images"]
+    whole = checked_segment(f"{version}/{segment}")
+    try:
+        images = _captures(request, name).read(name, whole)["images"]
+    except NotFound as error:
+        raise NotFound(
+            f"There are no captured images {whole} of {name} (any more): list them anew.", code="capture_not_found"
+        ) from error
     if not 0 <= index < len(images):
         raise NotFound(f"The segment has images 0 to {len(images) - 1}, not {index}.", code="capture_not_found")
     pixels = np.asarray(images[index], dtype=np.uint8)

@@ -1,11 +1,13 @@
 """The typed HTTP client of Winnow's API: what the CLI uses, and what your own programs may import."""
 
 from service.client.errors import CannotReach, ClientError, NotWinnow, ProblemError, WaitTimedOut
+from service.client.production import Captured, DriftState
 from service.client.records import (
     Alias,
     AuditEntry,
     DatasetVersion,
     Delivery,
+    Health,
     IssuedKey,
     IssuedWebhook,
     Job,
@@ -15,6 +17,7 @@ from service.client.records import (
     Prediction,
     Predictions,
     Progress,
+    ResumableUpload,
     Sample,
     Uncertainty,
     Verdict,
@@ -22,14 +25,18 @@ from service.client.records import (
     Webhook,
 )
 from service.client.session import WinnowClient
+from service.client.tenants import Tenant, Usage
 
 __all__ = [
     "Alias",
     "AuditEntry",
     "CannotReach",
+    "Captured",
     "ClientError",
     "DatasetVersion",
     "Delivery",
+    "DriftState",
+    "Health",
     "IssuedKey",
     "IssuedWebhook",
     "Job",
@@ -41,8 +48,11 @@ __all__ = [
     "Predictions",
     "ProblemError",
     "Progress",
+    "ResumableUpload",
     "Sample",
+    "Tenant",
     "Uncertainty",
+    "Usage",
     "Verdict",
     "Verification",
     "WaitTimedOut",

@@ -10,13 +10,13 @@ from service.client.answers import parse
 from service.client.records import AuditEntry, IssuedKey, Key, Verification
 
 if TYPE_CHECKING:
-    from service.client.session import WinnowClient
+    from service.client.connection import Connection
 
 
 class Keys:
     """`client.keys`: who may call, and what."""
 
-    def __init__(self, client: WinnowClient) -> None:
+    def __init__(self, client: Connection) -> None:
         self._client = client
 
     def create(self, name: str, scopes: Sequence[str], *, expires_at: datetime | None = None) -> IssuedKey:
@@ -40,7 +40,7 @@ class Keys:
 class Audit:
     """`client.audit`: who changed what."""
 
-    def __init__(self, client: WinnowClient) -> None:
+    def __init__(self, client: Connection) -> None:
         self._client = client
 
     def entries(self, *, action: str | None = None) -> Iterator[AuditEntry]:

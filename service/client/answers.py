@@ -12,12 +12,15 @@ from service.client.records import Wire
 
 WireT = TypeVar("WireT", bound=Wire)
 
+SAID = ("type", "code", "status", "detail", "title", "error")
+
 
 def problem_of(answer: httpx.Response) -> ClientError:
     try:
         told = answer.json()
-        extra = {key: value for key, value in told.items() if key not in ("type", "code", "status", "detail", "title")}
-        return ProblemError(told["code"], answer.status_code, told.get("detail") or told.get("title", ""), extra)
+        extra = {key: value for key, value in told.items() if key not in SAID}
+        detail = told.get("detail") or told.get("error") or told.get("title", "")  # error: the inference protocol's
+        return ProblemError(told["code"], answer.status_code, detail, extra)
     except (ValueError, KeyError, AttributeError, TypeError):
         request = f"{answer.request.method} {answer.request.url}"
         return NotWinnow(

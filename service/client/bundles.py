@@ -7,29 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from service.client.session import WinnowClient
-
-CHUNK_BYTES = 1 << 20
+    from service.client.connection import Connection
 
 
 class Bundles:
     """`client.bundles`: a version as one file, to keep or to bring to another service."""
 
-    def __init__(self, client: WinnowClient) -> None:
+    def __init__(self, client: Connection) -> None:
         self._client = client
 
     def export(self, reference: str, to: str | PathLike[str]) -> Path:
         """Save a version's bundle; `to` holds the whole of it or is not touched."""
-        target = Path(to)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            with self._client._streamed(f"/v1/models/{reference}/export", {}) as answer, partial.open("wb") as file:
-                for piece in answer.iter_bytes(CHUNK_BYTES):
-                    file.write(piece)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return target
+        return self._client._saved(f"/v1/models/{reference}/export", {}, to)
 
     def bring(self, name: str, bundle: str | PathLike[str]) -> str:
         """Make a bundle that was exported the next version of `name`; gives its reference, name@version."""

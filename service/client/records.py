@@ -196,6 +196,17 @@ class ResumableUpload(Wire):
     job_id: str | None = None
 
 
+class Health(Wire):
+    """`missing`: what the service needs and does not reach, each with the reason."""
+
+    status: str
+    missing: dict[str, str] = {}
+
+    @property
+    def ok(self) -> bool:
+        return not self.missing
+
+
 class Key(Wire):
     """An API key without its text."""
 

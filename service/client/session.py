@@ -3,62 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
-
-import httpx
+from typing import Any, BinaryIO, Literal
 
 from service.client import following
 from service.client.access import Audit, Keys
-from service.client.answers import WireT, json_object, parse, problem_of, validated
+from service.client.answers import json_object, parse
 from service.client.bundles import Bundles
-from service.client.errors import CannotReach
-from service.client.pieces import CHUNK_BYTES, bytes_left, pieces
-from service.client.records import Alias, DatasetVersion, Job, JobEvent, ModelVersion, Predictions, Sample, Verdict
+from service.client.connection import Connection
+from service.client.inference import Inference
+from service.client.pieces import bytes_left, pieces
+from service.client.production import Captures, Drift
+from service.client.records import (
+    Alias,
+    DatasetVersion,
+    Health,
+    Job,
+    JobEvent,
+    ModelVersion,
+    Predictions,
+    Sample,
+    Verdict,
+)
 from service.client.resumable import send
 from service.client.tenants import Tenants
+from service.client.uploads import Uploads
 from service.client.webhooks import Webhooks
 
 FILES_PER_REQUEST = 64
 RESUMABLE_BYTES = 64 * 1024 * 1024
-IDLE_CONNECTION_S = 3.0  # under the server's own 5 s, so that no request meets a connection that is being closed
 
 Source = str | PathLike[str] | BinaryIO
 
 
-class WinnowClient:
+class WinnowClient(Connection):
     """A connection to one Winnow service. Use it as a context manager, or `close` it."""
 
     def __init__(self, url: str, key: str, *, timeout_s: float = 60.0) -> None:
-        self.url = url.rstrip("/")
-        self.keys = Keys(self)
-        self.audit = Audit(self)
-        self.tenants = Tenants(self)
-        self.webhooks, self.bundles = Webhooks(self), Bundles(self)
-        try:
-            self._http = httpx.Client(
-                base_url=self.url,
-                headers={"Authorization": f"Bearer {key}"},
-                timeout=httpx.Timeout(timeout_s, connect=5.0),
-                limits=httpx.Limits(keepalive_expiry=IDLE_CONNECTION_S),
-            )
-        except httpx.InvalidURL as error:
-            raise CannotReach(f"{url!r} is not an address: {error}. Write it like http://127.0.0.1:8080.") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._http.close()
+        super().__init__(url, key, timeout_s=timeout_s)
+        self.keys, self.audit, self.tenants = Keys(self), Audit(self), Tenants(self)
+        self.uploads, self.webhooks, self.bundles = Uploads(self), Webhooks(self), Bundles(self)
+        self.drift, self.captures, self.inference = Drift(self), Captures(self), Inference(self)
 
     # Datasets
 
@@ -100,6 +88,10 @@ class WinnowClient:
         """Every version of that name, or of all."""
         return self._pages("/v1/datasets" if name is None else f"/v1/datasets/{name}", {}, DatasetVersion)
 
+    def delete_dataset(self, reference: str) -> DatasetVersion:
+        """Delete a version, such as `signs@1`; its record stays, and its number is not given again."""
+        return parse(self._send("DELETE", f"/v1/datasets/{reference}"), DatasetVersion)
+
     def export(
         self,
         reference: str,
@@ -114,19 +106,8 @@ class WinnowClient:
         originals: False for the pixels at the working resolution instead of the uploaded files.
         on_received: called with the bytes received so far.
         """
-        target = Path(to)
-        partial = target.with_name(f".{target.name}.partial")
         query = {"format": format, "originals": originals}
-        try:
-            with self._streamed(f"/v1/datasets/{reference}/export", query) as answer, partial.open("wb") as file:
-                for piece in answer.iter_bytes(CHUNK_BYTES):
-                    file.write(piece)
-                    if on_received is not None:
-                        on_received(answer.num_bytes_downloaded)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return target
+        return self._saved(f"/v1/datasets/{reference}/export", query, to, on_received)
 
     def samples(self, reference: str) -> Iterator[Sample]:
         """The manifest of a version, image by image."""
@@ -290,47 +271,16 @@ class WinnowClient:
             ]
             return parse(self._send("POST", path, params=query, files=files), Predictions)
 
-    # The wire
+    # The service itself
 
-    def _pages(self, path: str, query: Mapping[str, Any], kind: type[WireT]) -> Iterator[WireT]:
-        asked = {key: value for key, value in query.items() if value is not None}
-        cursor: str | None = None
-        while True:
-            answer = self._send("GET", path, params=asked if cursor is None else {**asked, "cursor": cursor})
-            page = json_object(answer)
-            for item in page.get("items", []):
-                yield validated(item, kind, answer)
-            cursor = page.get("next_cursor")
-            if not cursor:
-                return
+    def health(self) -> Health:
+        """Whether it is up; needs no key."""
+        return parse(self._send("GET", "/healthz"), Health)
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        with self._reached(method, path):
-            answer = self._http.request(method, path, **request)
-        if answer.is_success:
-            return answer
-        raise problem_of(answer)
+    def ready(self) -> Health:
+        """Whether it has everything that it needs; else `missing` names what it lacks. Needs no key."""
+        return parse(self._answered("GET", "/readyz", even=(503,)), Health)
 
-    @contextmanager
-    def _streamed(
-        self, path: str, query: Mapping[str, Any], headers: Mapping[str, str] | None = None
-    ) -> Iterator[httpx.Response]:
-        """An answer whose body the caller reads."""
-        stream = self._http.stream("GET", path, params=dict(query), headers=dict(headers or {}))
-        with self._reached("GET", path), stream as answer:
-            if not answer.is_success:
-                answer.read()
-                raise problem_of(answer)
-            yield answer
-
-    @contextmanager
-    def _reached(self, method: str, path: str) -> Iterator[None]:
-        try:
-            yield
-        except httpx.TimeoutException as error:
-            raise CannotReach(f"{self.url} did not answer in time ({method} {path}).") from error
-        except httpx.TransportError as error:
-            raise CannotReach(
-                f"Cannot reach Winnow at {self.url}: {error}. Is it running? Start it with 'winnow up', or give "
-                "the address of another with --url."
-            ) from error
+    def metrics(self) -> str:
+        """What Prometheus reads."""
+        return self._send("GET", "/metrics").text

@@ -9,7 +9,7 @@ from service.client.answers import parse
 from service.client.records import IssuedKey, Wire
 
 if TYPE_CHECKING:
-    from service.client.session import WinnowClient
+    from service.client.connection import Connection
 
 
 class Tenant(Wire):
@@ -31,7 +31,7 @@ class Usage(Wire):
 class Tenants:
     """`client.tenants`: who has data of his own, and how much."""
 
-    def __init__(self, client: WinnowClient) -> None:
+    def __init__(self, client: Connection) -> None:
         self._client = client
 
     def create(self, name: str, quotas: Mapping[str, int | None] | None = None) -> Tenant:

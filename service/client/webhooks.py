@@ -9,13 +9,13 @@ from service.client.answers import parse
 from service.client.records import Delivery, IssuedWebhook, Webhook
 
 if TYPE_CHECKING:
-    from service.client.session import WinnowClient
+    from service.client.connection import Connection
 
 
 class Webhooks:
     """`client.webhooks`: who is told what happened."""
 
-    def __init__(self, client: WinnowClient) -> None:
+    def __init__(self, client: Connection) -> None:
         self._client = client
 
     def create(self, url: str, events: Sequence[str] = (), *, description: str = "") -> IssuedWebhook:
