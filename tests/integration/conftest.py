@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,11 @@ def client(stack: RunningStack) -> Iterator[WinnowClient]:
 
 
 def finished(client: WinnowClient, job: Job, *, state: str = "succeeded", timeout_s: float = 120) -> Job:
-    done = client.wait(job.id, timeout_s=timeout_s * PATIENCE)
+    """Looks more often than `client.wait`, which asks once a second."""
+    deadline = time.monotonic() + timeout_s * PATIENCE
+    while not (done := client.job(job.id)).finished:
+        assert time.monotonic() < deadline, done
+        time.sleep(0.1)
     assert done.state == state, done.error
     return done
 

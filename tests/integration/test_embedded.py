@@ -142,18 +142,6 @@ def test_the_cli_finds_the_stack_by_its_home(stack: RunningStack) -> None:
     assert {job["type"] for job in json.loads(ran.stdout)} <= {"ingest"}
 
 
-def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
-    with running_stack(tmp_path) as stack:
-        assert len(processes_of(tmp_path)) >= 3
-        stack.process.send_signal(signal.SIGINT)
-        assert stack.process.wait(timeout=30) == 0
-        assert processes_of(tmp_path) == {}
-    assert read_state(tmp_path) is None
-    assert not (tmp_path / "broker" / "broker.sock").exists()
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", int(stack.url.rpartition(":")[2]))) != 0
-
-
 @pytest.mark.slow
 def test_a_killed_supervisor_leaves_nothing_and_the_home_starts_again(tmp_path: Path) -> None:
     with running_stack(tmp_path) as stack:
@@ -164,3 +152,15 @@ def test_a_killed_supervisor_leaves_nothing_and_the_home_starts_again(tmp_path: 
     with running_stack(tmp_path) as stack:
         assert stack.key == key
         assert ingest(stack, "animals")["dataset"] == "animals@1"
+
+
+def test_ctrl_c_ends_all_of_it(stack: RunningStack) -> None:
+    """The last test, for it ends the stack of all."""
+    assert len(processes_of(stack.home)) >= 3
+    stack.process.send_signal(signal.SIGINT)
+    assert stack.process.wait(timeout=30) == 0
+    assert processes_of(stack.home) == {}
+    assert read_state(stack.home) is None
+    assert not (stack.home / "broker" / "broker.sock").exists()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(stack.url.rpartition(":")[2]))) != 0

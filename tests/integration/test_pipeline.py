@@ -14,6 +14,12 @@ from service.client import Job, WinnowClient
 from service.embedded.running import RunningStack
 from tests.integration.conftest import FAST_DISTILL, FAST_EVALUATE, FAST_FILTER, Digits, finished
 
+FAST_BADJIE: dict[str, Any] = {
+    "preset": "badjie",
+    "filter": {"fit": {"epochs": 1}, "width": 8},
+    "perturbation": FAST_FILTER["perturbation"],
+}
+
 
 @pytest.fixture(scope="module")
 def hardened(client: WinnowClient, sets: dict[str, str]) -> Job:
@@ -126,10 +132,10 @@ def test_an_alpha_that_cannot_be_promised_is_refused(
     "params",
     [
         pytest.param(
-            {"preset": "badjie", "filter": {"fit": {"epochs": 1}, "width": 8}, "threshold": 0.015},
+            {**FAST_BADJIE, "threshold": 0.015},
             marks=pytest.mark.slow,
         ),
-        {"preset": "badjie", "filter": {"fit": {"epochs": 1}, "width": 8}, "infer_threshold": {"percentage": 90}},
+        {**FAST_BADJIE, "infer_threshold": {"percentage": 90}},
         pytest.param(
             {**FAST_FILTER, "policy": {"on_flag": "reform"}, "false_quarantine_rate": 0.3}, marks=pytest.mark.slow
         ),
