@@ -70,6 +70,14 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _lay_out(drawing: Figure) -> None:
+    """Once: a figure that lays itself out while it is saved is drawn twice."""
+    engine = drawing.get_layout_engine()
+    if engine is not None:
+        engine.execute(drawing)
+        drawing.set_layout_engine(None)
+
+
 def horizontal_grid(axes: Axes) -> None:
     axes.grid(False, axis="x")
 
@@ -87,6 +95,7 @@ def inline_svg(drawing: Figure, name: str, alt: str) -> Markup:
     """The figure as an <svg> element for HTML: `name` makes its identifiers its own, `alt` says what it shows."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    _lay_out(drawing)
     drawing.savefig(buffer, format="svg", transparent=True, dpi=RASTER_DPI, metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
