@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from service.cli import audit, keys, models, review, tenants, upkeep, webhooks
+from service.cli import (
+    audit,
+    captures,
+    datasets,
+    jobs,
+    keys,
+    models,
+    review,
+    status,
+    tenants,
+    upkeep,
+    uploads,
+    verdicts,
+    webhooks,
+)
 from service.cli.archive import opened_for_upload
-from service.cli.follow import JsonOption, NoWaitOption, follow, tell_events
+from service.cli.follow import JsonOption, NoWaitOption, follow
 from service.cli.outcome import DONE, EXIT_CODES, FAILED, Commands
 from service.cli.params import ParamOption, parse_params
 from service.cli.show import (
     print_json,
     received_bar,
     results_console,
-    show_jobs,
     show_predictions,
     upload_bar,
 )
 from service.cli.target import DEFAULT_HOME, HomeOption, KeyOption, UrlOption, connect
-from service.client import Job
 
 app = typer.Typer(
     name="winnow",
@@ -38,6 +49,12 @@ app.add_typer(models.app, name="models")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(audit.app, name="audit")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(uploads.app, name="uploads")
+app.add_typer(captures.app, name="captures")
+app.command()(jobs.jobs)
+app.command()(status.status)
+app.command()(verdicts.verdicts)
 app.command()(review.review)
 upkeep.add_to(app)
 
@@ -249,42 +266,3 @@ def predict(
         return
     names = [str(image) for image in images] if whole is None else [f"[{i}]" for i in range(len(answer.predictions))]
     show_predictions(results_console(), names, answer.predictions)
-
-
-@app.command()
-def jobs(
-    job_id: Annotated[str | None, typer.Argument(metavar="[JOB]", help="One job; without it, the latest ones.")] = None,
-    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
-    type: Annotated[str | None, typer.Option(help="Only jobs of this type.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow JOB until it has finished.")] = False,
-    events: Annotated[bool, typer.Option("--events", help="Tell what happens to JOB until it has finished.")] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel JOB.")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Run JOB again.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Save the report of JOB here (.html or .json).")] = None,
-    as_json: JsonOption = False,
-    home: HomeOption = DEFAULT_HOME,
-    url: UrlOption = None,
-    key: KeyOption = None,
-) -> None:
-    """List jobs, or show, follow, cancel or retry one, or save its report."""
-    if job_id is None and (wait or events or cancel or retry or report):
-        raise typer.BadParameter("--wait, --events, --cancel, --retry and --report need the JOB they are for.")
-    with connect(home, url, key) as client:
-        if job_id is None:
-            _list_jobs(list(islice(client.jobs(state=state, type=type), limit)), as_json=as_json)
-            return
-        if report is not None:
-            report.write_bytes(client.report(job_id, "json" if report.suffix == ".json" else "html"))
-        job = client.cancel(job_id) if cancel else client.retry(job_id) if retry else client.job(job_id)
-        if events:
-            tell_events(client.events(job_id), as_json=as_json)
-            job = client.job(job_id)
-        follow(client, job, no_wait=not wait, as_json=as_json)
-
-
-def _list_jobs(found: list[Job], *, as_json: bool) -> None:
-    if as_json:
-        print_json([job.model_dump() for job in found])
-    else:
-        show_jobs(results_console(), found)

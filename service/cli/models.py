@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from service.cli.outcome import Commands
-from service.cli.show import print_json, results_console
+from service.cli.outcome import FAILED, Commands
+from service.cli.show import print_json, results_console, show_record
 from service.cli.target import DEFAULT_HOME, HomeOption, KeyOption, UrlOption, connect
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, help="List models, promote versions, move bundles as files.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="List, watch and promote models, move bundles as files.")
 
 ReferenceArgument = Annotated[str, typer.Argument(metavar="MODEL", help="name@version, name:alias, or name.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")]
@@ -74,3 +74,59 @@ def import_bundle(
     """Make an exported bundle the next version of a model."""
     with connect(home, url, key) as client:
         typer.echo(client.bundles.bring(name, bundle))
+
+
+@app.command()
+def show(
+    model: ReferenceArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Show a version's card, and whether it is in memory."""
+    with connect(home, url, key) as client:
+        found = client.model(model)
+        told = {**found.model_dump(), "in_memory": client.inference.in_memory(found.model)}
+    if as_json:
+        print_json(told)
+    else:
+        show_record(results_console(), told)
+
+
+@app.command()
+def drift(
+    model: ReferenceArgument,
+    reset: Annotated[bool, typer.Option("--reset", help="Begin the watch anew, after a look into an alarm.")] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Tell whether live traffic still looks like what a version was calibrated on; exit code 1 on an alarm."""
+    with connect(home, url, key) as client:
+        found = client.drift.reset(model) if reset else client.drift.get(model)
+    if as_json:
+        print_json(found.model_dump())
+    else:
+        show_record(results_console(), found.model_dump())
+    if found.alarm:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def load(
+    model: ReferenceArgument, home: HomeOption = DEFAULT_HOME, url: UrlOption = None, key: KeyOption = None
+) -> None:
+    """Bring a version into memory now, before it is asked."""
+    with connect(home, url, key) as client:
+        client.inference.load(model)
+    typer.echo(f"{model} is in memory")
+
+
+@app.command()
+def unload(name: NameArgument, home: HomeOption = DEFAULT_HOME, url: UrlOption = None, key: KeyOption = None) -> None:
+    """Let all versions of a name go from memory; they are loaded again when they are asked."""
+    with connect(home, url, key) as client:
+        client.inference.unload(name)
+    typer.echo(f"{name} is not in memory")

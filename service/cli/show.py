@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -96,13 +97,18 @@ def show_job(console: Console, job: Job) -> None:
     console.print(f"[bold]{job.type}[/] {job.id}: {_coloured(job.state)}", highlight=False)
     if job.trouble:
         console.print(job.trouble, style="red", markup=False, highlight=False)
-    facts = _flat(job.result or {})
+    show_record(console, job.result or {})
+
+
+def show_record(console: Console, record: Mapping[str, Any]) -> None:
+    """Fact by fact."""
+    facts = _flat(record)
     if facts:
         table = Table(box=None, show_header=False, pad_edge=False)
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in facts:
-            table.add_row(name, value)
+            table.add_row(name, escape(value))
         console.print(table)
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from service.api.openapi import operations
 from service.app import create_app
 from service.auth import ensure_admin_key
+from service.cli import app
 from service.client import Captured, NotWinnow, ProblemError, WinnowClient
 from service.db import Database
 from service.settings import Settings
@@ -188,3 +190,34 @@ def called(request: httpx.Request, known: list[str]) -> str:
     """The first call, in the order of the routes, that the request is."""
     told = f"{request.method} {request.url.path}"
     return next((call for call in known if re.fullmatch(re.sub(r"{\w+}", "[^/]+", call), told)), told)
+
+
+def test_the_commands_speak_to_the_application(client: WinnowClient, places: Places, tmp_path: Path) -> None:
+    key = client._http.headers["authorization"].removeprefix("Bearer ")
+    env = {"WINNOW_URL": client.url, "WINNOW_KEY": key, "COLUMNS": "200"}
+
+    def winnow(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, [*arguments, "--home", str(tmp_path)], env=env)
+        assert done.exit_code == code, (arguments, done.output)
+        return "".join(line for line in done.output.splitlines(True) if "[info" not in line)  # the gateway's own
+
+    assert places.dataset in winnow("datasets", "list", "signs")
+    assert "class_counts" in winnow("datasets", "show", places.dataset)
+    assert len(winnow("datasets", "samples", places.dataset, "--limit", "3").splitlines()) == 4
+    winnow("datasets", "image", places.dataset, "0", "--to", str(tmp_path / "first.png"))
+    assert (tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
+    assert places.upload in winnow("uploads", "list", "--state", "open")
+    winnow("uploads", "end", places.upload)
+    assert places.upload not in winnow("uploads", "list", "--state", "open")
+    assert places.job in winnow("jobs", "--json")
+    assert "no_verdicts" in winnow("verdicts", places.job, code=1)
+    assert "not ready" in winnow("status", code=1)
+    assert "winnow_" in winnow("status", "--metrics")
+    assert "capture_not_found" in winnow("captures", "export", "signs", "--to", str(places.file), code=1)
+    assert winnow("captures", "list", "signs", "--images", str(tmp_path / "captured")).startswith("segment")
+    winnow("captures", "clear", "signs")
+    for command in ("show", "drift", "load", "unload"):
+        assert "model_not_found" in winnow("models", command, "signs", code=1)
+    winnow("datasets", "delete", places.dataset, "--yes")
+    with pytest.raises(ProblemError, match="were deleted"):
+        client.dataset(places.dataset)
