@@ -37,6 +37,7 @@ DATASET: dict[str, Any] = {
     "parent": None,
     "job_id": JOB_ID,
     "created_at": AT,
+    "deleted_at": None,
 }
 SAMPLE = {"index": 0, "sample_id": DIGEST, "path": "stop/0001.png", "label": "stop", "width": 48, "height": 50}
 OVERRIDE = {"verdict": "keep", "note": "a real sign", "by": "reviewer", "at": AT}

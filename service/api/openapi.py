@@ -81,7 +81,7 @@ def _completed(document: Document) -> Document:
             content = operation["responses"]["200"].setdefault("content", {})
             content.pop("application/json", None)
             content[media] = FILE
-            _show_examples(method, path, operation)
+        _show_examples(method, path, operation)
     for call in EMPTY:
         method, path = call.split(" ")
         if path in document["paths"]:
