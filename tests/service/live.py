@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.server import Server
+
+NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Loopback speaks no TLS, and to load the authorities anew for each client takes longer than most tests."""
 
 
 @contextmanager
@@ -28,7 +32,8 @@ def serving(app: FastAPI, *, key: str) -> Iterator[httpx.Client]:
                 raise TimeoutError("the gateway did not start")
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"}) as client:
+        url, headers = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {key}"}
+        with httpx.Client(base_url=url, headers=headers, verify=NO_AUTHORITIES) as client:
             yield client
     finally:
         server.should_exit = True

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from report_facts import Page, evaluate_facts, sanitise_facts, threshold_facts
+from report_pages import evaluated, sanitise_numbers
 
 from models.calibration import conformal_p_values, wilson_interval
 from models.specs import SanitiseSpec
@@ -24,7 +25,7 @@ from worker.reports.sanitise_words import grounds, headline, limits
 
 def test_the_numbers_are_those_of_the_facts() -> None:
     facts = sanitise_facts(n=500, poison=0.2)
-    report = sanitise_report(facts).json
+    report = sanitise_numbers(facts)
     flagged = np.asarray(facts.verdicts) == "quarantine"
     assert report["counts"] == {"keep": 500 - flagged.sum(), "reform": 0, "quarantine": flagged.sum()}
     low, high = wilson_interval(int(flagged.sum()), 500)
@@ -87,9 +88,7 @@ def test_scores_over_decades_get_a_log_scale_and_zeros_stay_on_it() -> None:
     wide = replace(facts, scores=np.where(np.arange(400) < 3, 0, facts.scores * np.geomspace(1, 1e4, 400)))
     axis = find(wide).axis
     assert axis.log and axis.floor > 0 and axis.place(wide.scores).min() == axis.floor
-    assert sum(sanitise_report(wide).json["score"]["histogram"]["kept"]) == int(
-        (np.asarray(wide.verdicts) == "keep").sum()
-    )
+    assert sum(sanitise_numbers(wide)["score"]["histogram"]["kept"]) == int((np.asarray(wide.verdicts) == "keep").sum())
 
 
 def test_p_values_of_clean_sets_stay_in_the_band_and_poison_leaves_it() -> None:
@@ -182,7 +181,7 @@ def test_limits_name_what_the_score_cannot_see() -> None:
 
 
 def test_the_evaluation_says_how_the_strongest_attack_ends() -> None:
-    report = evaluate_report(evaluate_facts())
+    report = evaluated()
     assert report.json["headline"] == (
         "Under PGD with the margin loss (ε = 0.01), the strongest attack tried, the student gets 30\u00a0% of "
         "200\u00a0images right; without attack, 95\u00a0%."
@@ -214,8 +213,7 @@ def test_an_evaluation_without_a_served_model_leaves_it_out() -> None:
 
 
 def test_the_evaluation_names_what_did_most_harm_and_what_its_attacker_had() -> None:
-    facts = evaluate_facts()
-    report = evaluate_report(facts)
+    report = evaluated()
     said = Page(report.html).text
     low, high = wilson_interval(44, 200)
     assert (

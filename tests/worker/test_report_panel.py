@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from report_facts import Page, every_extra, panel_facts, sanitise_facts
+from report_pages import fully_panelled, panelled, sanitise_numbers
 
 from models.shift import Shift
 from worker.reports import Report
@@ -21,12 +22,12 @@ from worker.reports.text import percent
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return sanitise_report(panel_facts())
+    return panelled()
 
 
 @pytest.fixture(scope="module")
 def full_report() -> Report:
-    return sanitise_report(panel_facts(**every_extra()))
+    return fully_panelled()
 
 
 def test_each_detector_is_counted_alone_and_together(report: Report) -> None:
@@ -116,7 +117,7 @@ def test_a_false_discovery_rate_is_told_in_words() -> None:
     assert headline(facts, find(facts)).endswith("at a false-discovery rate of 5\u00a0% that is held.")
     said = " ".join(grounds(facts, find(facts)))
     assert "keeps the clean among them to 5\u00a0% or less" in said and "less than 2\u00a0% of the candidates" in said
-    assert sanitise_report(facts).json["rule"]["kind"] == "discovery"
+    assert sanitise_numbers(facts)["rule"]["kind"] == "discovery"
     flagged = np.asarray(facts.flagged)
     reformed = replace(facts, verdicts=np.where(flagged, "reform", "keep"))
     assert flagged.any() and np.array_equal(find(reformed).reformed, flagged)

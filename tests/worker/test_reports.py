@@ -16,7 +16,6 @@ from report_facts import (
     EVIL,
     Page,
     evaluate_facts,
-    every_extra,
     evil_evaluate,
     evil_panel,
     evil_sanitise,
@@ -24,6 +23,7 @@ from report_facts import (
     sanitise_facts,
     threshold_facts,
 )
+from report_pages import evaluated, fully_panelled, sanitise_numbers, sanitised
 
 from models.specs import EvaluateSpec, SanitiseSpec
 from worker.reports import canvas
@@ -41,10 +41,10 @@ PAGES = ["sanitise", "panel", "threshold", "evaluate", "evil sanitise", "evil pa
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
     return {
-        "sanitise": sanitise_report(sanitise_facts()).html,
-        "panel": sanitise_report(panel_facts(**every_extra())).html,
+        "sanitise": sanitised().html,
+        "panel": fully_panelled().html,
         "threshold": sanitise_report(threshold_facts()).html,
-        "evaluate": evaluate_report(evaluate_facts()).html,
+        "evaluate": evaluated().html,
         "evil sanitise": sanitise_report(evil_sanitise()).html,
         "evil panel": sanitise_report(evil_panel()).html,
         "evil evaluate": evaluate_report(evil_evaluate()).html,
@@ -128,34 +128,31 @@ def test_colours_are_legible_in_light_dark_and_print(pages: dict[str, str]) -> N
 
 
 def test_the_json_is_small_and_plain_whatever_the_size_of_the_set() -> None:
-    small, large = (len(json.dumps(sanitise_report(sanitise_facts(n=n)).json, allow_nan=False)) for n in (300, 6000))
+    small, large = (len(json.dumps(sanitise_numbers(sanitise_facts(n=n)), allow_nan=False)) for n in (300, 6000))
     assert large < 1.1 * small < 20_000
     odd = sanitise_facts(
         losses={"denoiser": FitLosses([float("nan"), 1.0], [np.float64(2.0)])}, notes={"x": np.int64(3)}
     )
-    report = json.loads(json.dumps(sanitise_report(odd).json, allow_nan=False))
+    report = json.loads(json.dumps(sanitise_numbers(odd), allow_nan=False))
     assert report["losses"]["denoiser"] == {"train": [None, 1.0], "validation": [2.0]}
     assert report["notes"] == {"x": 3}
-    json.dumps(evaluate_report(evaluate_facts()).json, allow_nan=False)
+    json.dumps(evaluated().json, allow_nan=False)
 
 
 def test_the_settings_can_be_sent_again() -> None:
-    sanitise, evaluate = (
-        sanitise_report(sanitise_facts()).json["request"],
-        evaluate_report(evaluate_facts()).json["request"],
-    )
+    sanitise, evaluate = sanitised().json["request"], evaluated().json["request"]
     assert SanitiseSpec.model_validate(sanitise["params"]) == SanitiseSpec.model_validate(
         {"false_quarantine_rate": 0.01, "seed": 7}
     )
     assert EvaluateSpec.model_validate(evaluate["params"]) == EvaluateSpec()
     assert (sanitise["type"], sanitise["dataset"], sanitise["reference"]) == ("sanitise", "signs@1", "trusted@1")
-    assert "reference" not in sanitise_report(sanitise_facts(reference=None)).json["request"]
+    assert "reference" not in sanitise_numbers(sanitise_facts(reference=None))["request"]
 
 
 def test_the_same_facts_give_the_same_report_and_leave_matplotlib_as_it_was() -> None:
     before = dict(matplotlib.rcParams)
     assert sanitise_report(sanitise_facts(n=3000)) == sanitise_report(sanitise_facts(n=3000))
-    assert evaluate_report(evaluate_facts()) == evaluate_report(evaluate_facts())
+    assert evaluate_report(evaluate_facts()) == evaluated()
     assert dict(matplotlib.rcParams) == before
 
 
@@ -204,7 +201,6 @@ def test_contradicting_facts_are_refused(changes: dict[str, Any], complaint: str
 @pytest.mark.parametrize(
     "changes",
     [
-        every_extra(),
         {"flagged": np.zeros(4000, bool), "verdicts": ["keep"] * 4000, "gallery": []},
         {"reference": None, "sifting": {"looked_at": 0, "started_from": 0, "trusted": 0}, "rates_are": "estimated"},
         {"search": [], "shifts": {}},
@@ -217,8 +213,8 @@ def test_edges_of_a_panels_job_still_give_a_page(changes: dict[str, Any]) -> Non
 
 
 def test_a_panels_report_stays_light_whatever_the_size_of_the_set() -> None:
-    small, large = (sanitise_report(panel_facts(n, losses={})) for n in (4000, 60_000))
-    assert len(json.dumps(large.json)) < 1.1 * len(json.dumps(small.json)) < 40_000
+    small, large = sanitise_numbers(panel_facts(4000, losses={})), sanitise_report(panel_facts(60_000, losses={}))
+    assert len(json.dumps(large.json)) < 1.1 * len(json.dumps(small)) < 40_000
     assert len(large.html) < 2_000_000
 
 
