@@ -17,6 +17,7 @@ from sqlalchemy.orm import aliased
 from typer.testing import CliRunner, Result
 
 from service import auth
+from service.api.inference import infer
 from service.app import create_app
 from service.audit import STACK
 from service.cli import app as winnow
@@ -207,13 +208,13 @@ def test_nothing_of_another_tenant_is_found(
         delivery = add_delivery(session, webhook, TEST, {})
     job, key = make_job(database), http.get("/v1/keys").json()["items"][0]["id"]
     places = {"name": "signs", "reference": reference, "job_id": job, "key_id": key, "index": "0", "tenant": "default"}
-    places |= {"alias": "champion", "model": "model", "upload_id": upload}
+    places |= {"alias": "champion", "model": "model", "upload_id": upload, "version": "1"}
     places |= {"webhook_id": webhook.id, "delivery_id": delivery.id}
-    paths = http.get("/openapi.json").json()["paths"]
+    paths = http.get("/openapi.json").json()["paths"] | {path: {"post": {}} for path in infer.PATHS}
     tried = 0
     for path, calls in paths.items():
         named = re.findall(r"{(\w+)}", path)
-        if not named or not path.startswith("/v1"):
+        if not named:
             continue
         models = path.startswith("/v1/models")
         filled = {**places, "reference": "model@1", "name": "model"} if models else places
@@ -225,7 +226,9 @@ def test_nothing_of_another_tenant_is_found(
             nothing = answer.status_code in (403, 404) or answer.json() == {"items": [], "next_cursor": None}
             assert nothing, (method, url, answer.status_code, answer.text)
             tried += 1
-    assert tried > 20
+    assert tried > 50
+    assert http.get("/v2/models/stats", headers=acme).json() == {"model_stats": []}
+    assert http.post("/v2/repository/index", headers=acme).json() == []
     for listing in (
         "/v1/datasets",
         "/v1/jobs",
@@ -256,6 +259,9 @@ def body_for(method: str, path: str) -> dict[str, Any]:
         return {"json": {}}
     if path.endswith("/quotas"):
         return {"json": {"bytes": 1}}
+    if path.endswith("/infer"):
+        image = {"name": "images", "shape": [1, 8, 8, 1], "datatype": "UINT8", "data": [0] * 64}
+        return {"json": {"inputs": [image]}}
     if path.endswith("/keys"):
         return {"json": {"name": "k", "scopes": [Scope.ADMIN.value]}}
     return {"content": b""} if method in ("post", "patch", "put") else {}
