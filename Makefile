@@ -31,6 +31,7 @@ demo: setup ## watch Winnow do its whole job on real images
 up: setup ## start the whole stack on this machine (PORT=8080, HOME_DIR=~/.winnow)
 	$(BIN)/winnow up --home $(HOME_DIR) --port $(PORT)
 
+test: export PYTHONDONTWRITEBYTECODE := # its many processes compile what they share once
 test: $(VENV)/.ready-dev ## the fast suite: real broker, real worker, real HTTP
 	$(BIN)/python -m pytest -m "not slow and not gpu and not hostile" $(TEST_PROCESSES)
 
