@@ -23,6 +23,7 @@ HARDEN_PARAMS: dict[str, Any] = {
     },
     "distill": {"fit": {"epochs": 3}},
     "evaluate": {
+        "max_images": 100,
         "pgd_steps": 10,
         "eps_curve": [0.01, 0.04],
         "costly_images": 25,
