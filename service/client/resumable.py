@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 PIECE_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 120.0  # with a service that cannot be reached, or takes nothing, since it last took a byte
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
-BUSY = (423, 429, 502, 503, 504)
+LOCKED = 423
+BUSY = (LOCKED, 429, 502, 503, 504)
 HEADERS = {"Tus-Resumable": "1.0.0"}
 LOOKED_AT = 1024 * 1024  # bytes of the beginning by which a file is known again
 
@@ -61,6 +62,8 @@ def send(
                 offset, heard = int(answer.headers["Upload-Offset"]), time.monotonic()
             return str(answer.headers["Winnow-Job"])
         except ClientError as error:
+            if offset == total and isinstance(error, ProblemError) and error.status == LOCKED:
+                heard = time.monotonic()  # every byte is there, and the service is putting them together
             if not _may_pass(error) or time.monotonic() - heard > PATIENCE_S:
                 raise
         time.sleep(pause_s)

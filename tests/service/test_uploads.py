@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -33,7 +34,7 @@ from service.jobs.queue import Doorbell, celery_app
 from service.settings import Settings
 from service.storage import LocalStorage
 from service.tables import Blob, Job, Upload
-from service.uploads import blobs, resumable, sweeping
+from service.uploads import blobs, finishing, resumable, sweeping
 from tests.service.cutting import cutting
 from tests.service.live import serving
 from tests.service.uploads import folders, zip_of
@@ -237,6 +238,26 @@ def test_our_client_goes_on_after_disconnects_and_in_a_later_call(
     assert calls > 1 and job.type == "ingest" and seen[-1] == (len(data), len(data))
     assert LocalStorage(settings.storage).read(job.inputs["upload"]) == data
     assert len(http.get("/v1/uploads").json()["items"]) == 1
+
+
+@pytest.mark.slow
+def test_our_client_waits_while_the_service_puts_a_large_upload_together(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def slowly(*given: Any) -> Any:
+        time.sleep(4.0)
+        return put_together(*given)
+
+    put_together = finishing._assembled
+    monkeypatch.setattr(finishing, "_assembled", slowly)
+    monkeypatch.setattr(sending, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(sending, "PATIENCE_S", 1.6)
+    monkeypatch.setattr(sending, "LONGEST_PAUSE_S", 0.2)
+    path = tmp_path / "signs.zip"
+    path.write_bytes(ARCHIVE)
+    key = http.headers["authorization"].removeprefix("Bearer ")
+    with WinnowClient(str(http.base_url), key, timeout_s=1.5) as client:
+        assert client.upload_dataset("signs", path, resumable=True).type == "ingest"
 
 
 def test_two_writers_do_not_meet(http: httpx.Client, database: Database, settings: Settings) -> None:
