@@ -17,10 +17,11 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from service.errors import Corrupt
+from service.jobs import tables as _job_tables  # noqa: F401 (so that all tables are known here)
 from service.settings import Settings
 from service.tables import Table
 from service.tenancy import TenantSession
-from service.webhooks import tables as _webhook_tables  # noqa: F401 (so that all tables are known here)
+from service.webhooks import tables as _webhook_tables  # noqa: F401 (the same)
 
 BUSY_TIMEOUT_MS = 15_000
 

@@ -27,9 +27,12 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 from prometheus_client.registry import Collector
 from sqlalchemy import event, func, select
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from service.db import Database, now
-from service.jobs.state import OWNED, JobState
+from service.jobs.state import FINISHED, OWNED, JobState
+from service.jobs.steps import StepState
+from service.jobs.tables import Step
 from service.tables import Job, Worker
 
 MODELS_TOLD = 200
@@ -193,6 +196,7 @@ class StackState:
             leases = list(session.scalars(select(Job.lease_expires_at).where(Job.state.in_(OWNED))))
             oldest = session.scalar(select(func.min(Job.created_at)).where(Job.state == JobState.QUEUED))
             seen = list(session.scalars(select(Worker.seen_at)))
+            steps = steps_of_jobs_at_work(session)
         held = [lease is not None and lease > present for lease in leases]
         alive = sum((present - moment).total_seconds() < WORKER_COUNTED_SECONDS for moment in seen)
         waited = 0.0 if oldest is None else (present - oldest).total_seconds()
@@ -205,8 +209,24 @@ class StackState:
                 [(("held",), sum(held)), (("expired",), len(held) - sum(held))],
             ),
             ("winnow_jobs_oldest_queued_seconds", "Age of the job that has waited longest.", (), [((), waited)]),
+            *steps,
             ("winnow_workers_alive", "Workers that gave a sign of life lately.", (), [((), alive)]),
         ]
+
+
+def steps_of_jobs_at_work(session: Session) -> list[Family]:
+    """Steps by phase and state, and the leases of those that a worker has."""
+    of_jobs = select(Step.phase, Step.state, func.count()).join(Job, Job.id == Step.job_id)
+    counted = session.execute(of_jobs.where(Job.state.not_in(FINISHED)).group_by(Step.phase, Step.state)).all()
+    of_running = select(Step.lease_expires_at).join(Job, Job.id == Step.job_id)
+    running = of_running.where(Job.state.not_in(FINISHED), Step.state == StepState.RUNNING)
+    held = [lease is not None and lease > now() for lease in session.scalars(running)]
+    return [
+        ("winnow_steps", "Steps of unfinished jobs by phase and state.", ("phase", "state"),
+         [((phase, state), count) for phase, state, count in counted]),
+        ("winnow_step_leases", "Steps that a worker has: with a lease that holds, or one that ran out.", ("state",),
+         [(("held",), sum(held)), (("expired",), len(held) - sum(held))]),
+    ]  # fmt: skip
 
 
 def time_statements(database: Database, metrics: Metrics) -> None:

@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     checkpoint_seconds: float = Field(
         60.0, gt=0, description="how often a fit keeps its state within an epoch, for when its worker is lost"
     )
+    step_images: int = Field(
+        8192,
+        ge=1,
+        description="images that a worker scores at a time; of more than twice as many, any worker takes some",
+    )
     training_processes: int | None = Field(
         None, ge=1, le=64, description="processes that fit a distillation together; default: one a CUDA device"
     )

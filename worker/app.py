@@ -1,4 +1,4 @@
-"""The Celery app of the worker: one task, one child, and the reaper beside it. Torch is imported in the child only."""
+"""The Celery app of the worker: two tasks, one child, and the reaper beside it. Torch is imported in the child only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database, now
-from service.jobs.queue import EXECUTE, Doorbell, celery_app
+from service.jobs.queue import EXECUTE, HELP, Doorbell, celery_app
 from service.jobs.reaper import reap
 from service.logs import configure_logs
 from service.settings import Settings
@@ -33,6 +33,13 @@ def execute_job(job_id: str) -> None:
     from worker.execute import execute
 
     execute(_runtime[0], job_id, shutting_down)
+
+
+@app.task(name=HELP, ignore_result=True)
+def help_with_job(job_id: str, phase: str) -> None:
+    from worker.helping import help_with
+
+    help_with(_runtime[0], job_id, phase, shutting_down)
 
 
 @signals.setup_logging.connect

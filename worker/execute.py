@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import structlog
 
-from models.calibration import AlphaTooSmall
-from models.training import Diverged, Stopped
-from service.errors import LeaseLost, WinnowError
-from service.jobs import artifacts, harden, repository
+from models.training import Stopped
+from service.errors import LeaseLost
+from service.jobs import artifacts, harden, repository, steps
 from service.jobs.repository import Claim
 from service.jobs.state import JobState
 from service.storage import StorageUnavailable
 from service.tables import Job
 from worker.context import Context, Outcome
+from worker.failures import told
 from worker.heartbeat import Flag, Heartbeat, StopReason
 from worker.progress import Progress
 from worker.runtime import Runtime
@@ -47,7 +48,8 @@ def _attempt(runtime: Runtime, claim: Claim, shutting_down: Flag) -> None:
     succeeded = False
     began = time.monotonic()
     try:
-        with Heartbeat(runtime, claim, context.progress, shutting_down) as heartbeat:
+        renew = partial(repository.renew, runtime.database, claim, lease_seconds=runtime.settings.lease_seconds)
+        with Heartbeat(runtime, renew, context.progress, shutting_down) as heartbeat:
             ended = _run(context, heartbeat)
         succeeded = ended == JobState.SUCCEEDED
         took_s = time.monotonic() - began
@@ -78,21 +80,10 @@ def _run(context: Context, heartbeat: Heartbeat) -> JobState:
         return _stopped(context, heartbeat.reason)
     except LeaseLost:
         raise
-    except MemoryError:
-        return _failed(
-            context, "out_of_memory", "The worker ran out of memory. Try a smaller image size or fewer images."
-        )
-    except (WinnowError, AlphaTooSmall, Diverged) as error:
-        code = error.code if isinstance(error, WinnowError) else _code_of(error)
-        return _failed(context, code, str(error))
-    except Exception as error:  # a step may fail in any way; the job must say so whatever it was
-        log.exception("step failed unexpectedly")
-        return _failed(context, "internal", f"The {context.claim.type} step broke: {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 (a step may fail in any way; the job must say so whatever it was)
+        failure = told(error, f"The {context.claim.type} step")
+        return _end(context, JobState.FAILED, f"failed: {failure['code']}", error=failure)
     return _succeeded(context, outcome)
-
-
-def _code_of(error: Exception) -> str:
-    return "alpha_too_small" if isinstance(error, AlphaTooSmall) else "training_diverged"
 
 
 def _stopped(context: Context, reason: StopReason | None) -> JobState:
@@ -102,10 +93,6 @@ def _stopped(context: Context, reason: StopReason | None) -> JobState:
         repository.give_back(context.database, context.claim)
         return JobState.QUEUED
     raise LeaseLost(f"Job {context.claim.job_id} has a new owner.")
-
-
-def _failed(context: Context, code: str, message: str) -> JobState:
-    return _end(context, JobState.FAILED, f"failed: {code}", error={"code": code, "message": message})
 
 
 def _end(context: Context, state: JobState, message: str, *, error: dict[str, Any] | None = None) -> JobState:
@@ -127,6 +114,7 @@ def _succeeded(context: Context, outcome: Outcome) -> JobState:
         else:
             result = {**outcome.result, **outcome.publish(session)}
             _fill_progress(job, context)
+            steps.forget(session, job.id)
             ended = repository.finish(session, context.claim, JobState.SUCCEEDED, "succeeded", result=result)
         harden.advance(session, ended)
         return JobState(ended.state)

@@ -1,18 +1,16 @@
-"""Keeps a job's lease alive beside the step that works on it, and carries orders to stop the other way."""
+"""Keeps a lease alive beside the work that it is for, and carries orders to stop the other way."""
 
 from __future__ import annotations
 
 import threading
 from enum import StrEnum
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.errors import LeaseLost
-from service.jobs import repository
-from service.jobs.repository import Claim
 from service.jobs.state import JobState
 from worker.progress import Progress
 from worker.runtime import Runtime
@@ -26,6 +24,12 @@ class Flag(Protocol):
     def is_set(self) -> bool: ...
 
 
+class Renew(Protocol):
+    """Prolongs the lease and stores the progress; the state of the job. Raises LeaseLost."""
+
+    def __call__(self, *, progress: dict[str, Any]) -> JobState: ...
+
+
 class StopReason(StrEnum):
     CANCEL = "cancel"
     LEASE_LOST = "lease lost"
@@ -35,9 +39,11 @@ class StopReason(StrEnum):
 class Heartbeat:
     """A thread for as long as the `with` block runs; `reason` says why it told the step to stop."""
 
-    def __init__(self, runtime: Runtime, claim: Claim, progress: Progress, shutting_down: Flag) -> None:
+    def __init__(self, runtime: Runtime, renew: Renew, progress: Progress, shutting_down: Flag) -> None:
+        """Log lines carry what is bound where it is made."""
         self._runtime = runtime
-        self._claim = claim
+        self._renew = renew
+        self._bound = structlog.contextvars.get_contextvars()
         self._progress = progress
         self._shutting_down = shutting_down
         self._ended = threading.Event()
@@ -55,7 +61,7 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
-        with structlog.contextvars.bound_contextvars(job_id=self._claim.job_id, attempt=self._claim.attempt):
+        with structlog.contextvars.bound_contextvars(**self._bound):
             while not self._ended.wait(self._runtime.settings.heartbeat_seconds) and self.reason is None:
                 self.reason = self._once()
                 if self.reason is not None:
@@ -65,11 +71,7 @@ class Heartbeat:
         if self._shutting_down.is_set():
             return StopReason.SHUTDOWN
         try:
-            lease_seconds = self._runtime.settings.lease_seconds
-            snapshot = self._progress.snapshot()
-            state = repository.renew(
-                self._runtime.database, self._claim, lease_seconds=lease_seconds, progress=snapshot
-            )
+            state = self._renew(progress=self._progress.snapshot())
         except LeaseLost:
             return StopReason.LEASE_LOST
         except SQLAlchemyError as error:  # the lease may outlive a short absence of the database

@@ -33,6 +33,10 @@ class WorkerMetrics:
         self._phases = Counter(
             "winnow_worker_phase_seconds", "Spent in a phase of a job.", ("type", "phase"), registry=registry
         )
+        self._steps = Counter("winnow_worker_steps", "Attempts at steps ended.", ("phase", "state"), registry=registry)
+        self._step_seconds = Histogram(
+            "winnow_worker_step_seconds", "Of an attempt at a step.", ("phase",), buckets=JOB_SECONDS, registry=registry
+        )
         self._lost = Counter("winnow_worker_leases_lost", "Attempts whose job went to another.", registry=registry)
         registry.register(_GpuMemory(gpu_memory or gpu_memory_of_torch))
 
@@ -41,6 +45,10 @@ class WorkerMetrics:
         self._seconds.labels(kind).observe(seconds)
         for phase, spent in phases.items():
             self._phases.labels(kind, phase).inc(spent)
+
+    def step_ended(self, phase: str, state: str, seconds: float) -> None:
+        self._steps.labels(phase, state).inc()
+        self._step_seconds.labels(phase).observe(seconds)
 
     def lost_lease(self) -> None:
         self._lost.inc()

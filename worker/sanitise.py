@@ -8,17 +8,21 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from models.specs import SanitiseSpec
+from models.training import Watch
 from service.datasets import repository as datasets
-from service.datasets.shards import Written
+from service.datasets.shards import ShardReader, Written
 from service.jobs.verdicts import Verdict, VerdictTable
 from worker import scoring
 from worker.artifacts import FilterArtifacts, save_filter
 from worker.calibrating import Detectors, Scored
 from worker.context import Context, Outcome
 from worker.datasets import groups_of
+from worker.examiner import Examiner, Listing, Scores
+from worker.fanout import worth_sharing
 from worker.fitting import Fitted, filter_phases, fit_all, uses_panel
 from worker.judging import Judgement, judge
 from worker.reporting import write_sanitise
+from worker.score_steps import score_by_steps
 from worker.sets import Sets, open_sets
 from worker.suspects import suspicious_reference
 from worker.treating import Treatment, Verdicts, write_version
@@ -54,7 +58,7 @@ def _judge(context: Context, fitted: Fitted, spec: SanitiseSpec) -> Judgement:
     watch = context.progress.enter("calibrating", unit="images")
     trusted = scoring.score_rows(examiner, sets.reference_reader, sets.trusted, listings.reference, watch)
     watch = context.progress.enter("scoring", unit="images")
-    scores = scoring.score_all(examiner, sets.candidate_reader, listings.candidates, watch, context.checkpoints)
+    scores = _score(context, examiner, sets.candidate_reader, listings.candidates, watch)
     groups = groups_of(sets.reference_reader)
     return judge(
         Scored(scores, listings.candidates.labels, groups_of(sets.candidate_reader)),
@@ -62,6 +66,12 @@ def _judge(context: Context, fitted: Fitted, spec: SanitiseSpec) -> Judgement:
         _calibrated_on_candidates(spec) if sets.sifted else spec,
         Detectors(examiner.names, class_names=sets.candidate.classes),
     )
+
+
+def _score(context: Context, examiner: Examiner, reader: ShardReader, listing: Listing, watch: Watch) -> Scores:
+    if worth_sharing(context, reader.num_samples):
+        return score_by_steps(context, examiner, reader, listing, watch)
+    return scoring.score_all(examiner, reader, listing, watch, context.checkpoints)
 
 
 def _calibrated_on_candidates(spec: SanitiseSpec) -> SanitiseSpec:

@@ -37,10 +37,22 @@ def score_all(scorer: Scorer, reader: ShardReader, listing: Listing, watch: Watc
             found[here] = in_batches(
                 scorer, reader.shard(number), listing.at(here), watch, here.start, reader.num_samples
             )
-            checkpoints.save(name, _packed(found[here]))
+            checkpoints.save(name, packed(found[here]))
         else:
-            found[here] = np.load(io.BytesIO(kept), allow_pickle=False)
+            found[here] = unpacked(kept)
         watch.advance(here.stop, reader.num_samples)
+    return found
+
+
+def score_range(scorer: Scorer, reader: ShardReader, listing: Listing, start: int, stop: int, watch: Watch) -> Scores:
+    """Scores (stop − start, t) of the images from `start` on; the listing is of all the reader's images."""
+    found = np.empty((stop - start, len(scorer.names)), np.float32)
+    for number in range(start // SHARD_IMAGES, -(-stop // SHARD_IMAGES)):
+        begin, end = max(start, number * SHARD_IMAGES), min(stop, (number + 1) * SHARD_IMAGES)
+        images = reader.shard(number)[begin - number * SHARD_IMAGES : end - number * SHARD_IMAGES]
+        here = slice(begin - start, end - start)
+        found[here] = in_batches(scorer, images, listing.at(slice(begin, end)), watch, here.start, stop - start)
+    watch.advance(stop - start, stop - start)
     return found
 
 
@@ -79,7 +91,12 @@ def filter_scores(fitted: Filter, images: NDArray[np.uint8], watch: Watch) -> Sc
     return found[:, 0]
 
 
-def _packed(scores: Scores) -> bytes:
+def packed(scores: Scores) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, scores, allow_pickle=False)
     return buffer.getvalue()
+
+
+def unpacked(data: bytes) -> Scores:
+    scores: Scores = np.load(io.BytesIO(data), allow_pickle=False)
+    return scores

@@ -19,6 +19,7 @@ class PanelClassifier(nn.Module):
 
     def __init__(self, *, image_shape: tuple[int, int, int], num_classes: int, width: int) -> None:
         super().__init__()
+        self.width = width
         height, size_w, channels = image_shape
         stride = max(1, min(height, size_w) // LARGEST_MAP)
         self.trunk = nn.Sequential(

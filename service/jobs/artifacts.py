@@ -19,6 +19,11 @@ def checkpoints_prefix(job_id: str) -> str:
     return f"jobs/{job_id}/checkpoints"
 
 
+def steps_prefix(job_id: str, phase: str) -> str:
+    """What steps work with, and their results: they outlast attempts as checkpoints do, and are cleared away so."""
+    return f"{checkpoints_prefix(job_id)}/steps/{phase}"
+
+
 def verdicts_key(job: Job) -> str:
     return f"{attempt_prefix(job.id, job.attempt)}/verdicts.parquet"
 

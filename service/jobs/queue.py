@@ -16,6 +16,7 @@ from service.settings import Settings
 from service.tables import Job
 
 EXECUTE = "winnow.execute"
+HELP = "winnow.help"
 CPU, GPU = "winnow.cpu", "winnow.gpu"
 QUEUES = {"cpu": CPU, "gpu": GPU}
 QUEUE_OF = {"ingest": CPU, "review": CPU}
@@ -33,6 +34,7 @@ def celery_app(settings: Settings) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,  # one that is at work leaves what waits to those that are not
         broker_connection_retry_on_startup=True,
         broker_transport_options={
             "socket_connect_timeout": 2,
@@ -66,6 +68,16 @@ class Doorbell:
             log.warning("doorbell did not ring", error=str(error), jobs=job_ids)
             return False
         repository.mark_rung(self._database, job_ids)
+        return True
+
+    def call_for_help(self, job_id: str, kind: str, phase: str, count: int) -> bool:
+        """Ask for `count` workers. Call it after the commit, never before."""
+        try:
+            for _ in range(count):
+                self._app.send_task(HELP, args=[job_id, phase], queue=QUEUE_OF.get(kind, GPU), retry=False)
+        except (OperationalError, OSError) as error:
+            log.warning("doorbell did not ring", error=str(error), jobs=[job_id])
+            return False
         return True
 
     def waiting(self) -> dict[str, int]:

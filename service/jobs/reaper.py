@@ -1,4 +1,4 @@
-"""Puts lost jobs back in the queue and rings for those nobody came for. Any worker runs it, as often as it likes."""
+"""Puts lost jobs and steps back and rings for those nobody came for. Any worker runs it, as often as it likes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kombu.exceptions import OperationalError
 from sqlalchemy.orm import Session
 
 from service.db import Database, now
-from service.jobs import harden, repository
+from service.jobs import calling, harden, repository, steps
 from service.jobs.queue import GPU, QUEUE_OF, Doorbell
 from service.jobs.state import JobState
 from service.tables import Job
@@ -25,11 +25,23 @@ def reap(database: Database, doorbell: Doorbell) -> None:
         with database.transaction() as session:
             for job in repository.lost(session):
                 _recover(session, job)
+    _reap_steps(database)
     with database.session() as session:
         unclaimed = repository.unclaimed(session, patience_seconds=PATIENCE_SECONDS)
         never_rung = [job.id for job in unclaimed if job.rung_at is None]
         stale = [job for job in unclaimed if job.rung_at is not None]
     doorbell.ring(never_rung + _to_ring_again(doorbell, stale))
+    calling.call_again(database, doorbell)
+
+
+def _reap_steps(database: Database) -> None:
+    with database.session() as session:
+        any_lost = bool(steps.lost(session))
+    if any_lost:
+        with database.transaction() as session:
+            for step in steps.lost(session):
+                log.warning("lease of a step ran out", job_id=step.job_id, step=step.number, worker=step.worker)
+                steps.recover(session, step)
 
 
 def _recover(session: Session, job: Job) -> None:

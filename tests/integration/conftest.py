@@ -97,7 +97,8 @@ def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, parts: dict[str, str]) -> Iterator[RunningStack]:
-    with running_stack(tmp_path_factory.mktemp("stack"), environment=parts) as running:
+    environment = {"WINNOW_STEP_IMAGES": "64", **parts}  # so that sets of some hundred images are scored by steps
+    with running_stack(tmp_path_factory.mktemp("stack"), environment=environment) as running:
         yield running
 
 

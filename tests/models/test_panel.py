@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from models.calibration import conformal_p_values
+from models.images import Images
+from models.panel.detectors import Reconstruct
+from models.panel.packing import pack_panel, unpack_panel
 from models.panel.panel import Panel, PanelFit, fit_panel
-from models.panel.pool import Pool, folds_of
+from models.panel.pool import Labels, Pool, folds_of
 from models.specs import PanelSpec
 from models.training import Forgetful, Silent, Stopped
 
@@ -59,12 +64,20 @@ def case(kind: str) -> Case:
     return Case(Pool(images, labels, folds_of(1100, seed=0, what="test"), trusted, CLASSES), poison)
 
 
-def fitted(given: Case, spec: PanelSpec = SPEC) -> PanelFit:
+def unchanged(images: Images, _folds: Labels) -> Images:
+    return images
+
+
+def negative(images: Images, _folds: Labels) -> Images:
+    return 255 - images
+
+
+def fitted(given: Case, spec: PanelSpec = SPEC, reconstruct: Reconstruct = unchanged) -> PanelFit:
     return fit_panel(
         given.pool,
         np.arange(len(given.pool)),
         spec,
-        reconstruct=lambda images, _: images,
+        reconstruct=reconstruct,
         seed=3,
         watch_for=lambda _: Silent(),
         checkpoints=Forgetful(),
@@ -114,6 +127,34 @@ def test_a_score_does_not_depend_on_the_images_beside_it(backdoor: tuple[Case, P
     pool = given.pool
     alone = fit.panel.score(pool.images[some], pool.labels[some], pool.folds[some], some)
     np.testing.assert_array_equal(alone, everything[some])
+
+
+ALL = PanelSpec(
+    detectors=(
+        *("label_loss", "unchecked_loss", "poison_gain", "label_agreement", "spectral_signature"),
+        *("activation_clustering", "duplicates", "reconstruction_divergence"),
+    ),
+    rounds=1,
+    steps=10,
+    final_steps=10,
+    width=4,
+)
+
+
+def test_a_panel_that_was_packed_scores_every_image_exactly_as_before() -> None:
+    given = case("flips")
+    before = fitted(given, ALL, negative).panel
+    arrays, notes = pack_panel(before)
+    after = unpack_panel(
+        load(save(arrays)),
+        json.loads(json.dumps(notes)),
+        image_shape=(SIDE, SIDE, 1),
+        reconstruct=negative,
+    )
+    pool, rows = given.pool, np.arange(len(given.pool))
+    seen = [panel.score(pool.images, pool.labels, pool.folds, rows) for panel in (before, after)]
+    assert np.isfinite(seen[0]).all()
+    np.testing.assert_array_equal(*seen)
 
 
 def test_no_classifier_has_seen_what_it_judges(backdoor: tuple[Case, PanelFit]) -> None:
@@ -168,7 +209,7 @@ def test_it_stops_when_asked() -> None:
             given.pool,
             np.arange(len(given.pool)),
             SPEC,
-            reconstruct=lambda images, _: images,
+            reconstruct=unchanged,
             seed=3,
             watch_for=lambda _: Stopping(),
             checkpoints=Forgetful(),
@@ -183,7 +224,7 @@ def test_nothing_to_start_from_is_refused() -> None:
             np.arange(len(given.pool)),
             SPEC,
             start=np.zeros(len(given.pool), np.bool_),
-            reconstruct=lambda images, _: images,
+            reconstruct=unchanged,
             seed=3,
             watch_for=lambda _: Silent(),
             checkpoints=Forgetful(),

@@ -1,0 +1,281 @@
+"""One job on two real workers: what it finds is what one finds alone, whatever happens to either of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from service.client import Job, WinnowClient
+from service.db import Database
+from service.embedded.running import RunningStack, running_stack
+from service.embedded.stack import part_environment
+from service.jobs.steps import StepState
+from service.jobs.tables import Step
+from service.settings import Settings
+from service.storage import LocalStorage
+from service.tables import DatasetVersion
+from service.tables import Job as JobRow
+from tests.integration.conftest import FAST_FILTER, Digits, finished
+from tests.integration.test_durability import decided, wait_for_phase
+
+pytestmark = pytest.mark.slow
+
+LEASE_S = 3.0
+ENVIRONMENT = {
+    "WINNOW_STEP_IMAGES": "700",
+    "WINNOW_LEASE_SECONDS": str(LEASE_S),
+    "WINNOW_HEARTBEAT_SECONDS": "0.3",
+    "OMP_NUM_THREADS": "1",
+}
+PARAMS: dict[str, Any] = {**FAST_FILTER, "panel": {**FAST_FILTER["panel"], "max_images": 600}}  # quick to fit
+TIMES = 6
+"""How often the candidates are repeated, so that scoring them takes long enough to be disturbed."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("pair"), environment=ENVIRONMENT) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def asker(pair: RunningStack) -> Iterator[WinnowClient]:
+    with WinnowClient(pair.url, pair.key) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def database(pair: RunningStack) -> Iterator[Database]:
+    opened = Database.open(f"sqlite:///{pair.home / 'winnow.db'}", pooled=False)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def versions(asker: WinnowClient, digits: Digits) -> dict[str, str]:
+    many = Digits(np.tile(digits.images[240:1640], (TIMES, 1, 1)), np.tile(digits.labels[240:1640], TIMES))
+    jobs = {
+        "trusted": asker.upload_dataset("trusted", digits.npz(slice(0, 240))),
+        "signs": asker.upload_dataset("signs", many.npz(slice(None))),
+    }
+    return {name: (finished(asker, job).result or {})["dataset"] for name, job in jobs.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(asker: WinnowClient, versions: dict[str, str]) -> list[Any]:
+    """What one worker finds by itself."""
+    return decided(asker, finished(asker, submitted(asker, versions)))
+
+
+def submitted(asker: WinnowClient, versions: dict[str, str]) -> Job:
+    return asker.submit("sanitise", dataset=versions["signs"], reference=versions["trusted"], params=PARAMS)
+
+
+@contextmanager
+def second_worker(stack: RunningStack, log: Path) -> Iterator[None]:
+    settings = Settings(home=stack.home).resolved()
+    url = f"redis+socket://{stack.home / 'broker' / 'broker.sock'}"
+    env = {**part_environment(settings, port=0, redis_url=url), **ENVIRONMENT}
+    with log.open("wb") as output:
+        command = [sys.executable, "-P", "-m", "worker"]
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
+        try:
+            wait_until(lambda: b"ready" in log.read_bytes(), "the second worker is not ready")
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def wait_until(condition: Callable[[], Any], otherwise: str, seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.02)
+    return found
+
+
+def helped(database: Database, job: Job) -> Step | None:
+    """A step that a worker which does not own the job is working on."""
+    with database.session() as session:
+        owner = session.get_one(JobRow, job.id).worker
+        running = select(Step).where(Step.job_id == job.id, Step.state == StepState.RUNNING, Step.worker != owner)
+        return session.scalars(running).first()
+
+
+def frozen(database: Database, job: Job) -> Step:
+    """A helper's step in the middle of which the helper was stopped."""
+
+    def try_it() -> Step | None:
+        step = helped(database, job)
+        if step is None:
+            return None
+        os.kill(pid_of(step), signal.SIGSTOP)
+        present = helped(database, job)
+        if present is not None and (present.number, present.attempt) == (step.number, step.attempt):
+            return step
+        os.kill(pid_of(step), signal.SIGCONT)
+        return None
+
+    found: Step = wait_until(try_it, "nobody helped")
+    return found
+
+
+def pid_of(step: Step) -> int:
+    assert step.worker is not None
+    return int(step.worker.rpartition(":")[2])
+
+
+def messages(asker: WinnowClient, job: Job) -> list[str]:
+    return [event.message or "" for event in asker.events(job.id) if event.kind == "state"]
+
+
+def steps_left(database: Database) -> int:
+    with database.session() as session:
+        return len(session.scalars(select(Step)).all())
+
+
+def test_two_workers_find_what_one_finds(
+    pair: RunningStack,
+    asker: WinnowClient,
+    versions: dict[str, str],
+    alone: list[Any],
+    database: Database,
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "second.log"
+    with second_worker(pair, log):
+        job = submitted(asker, versions)
+        wait_until(lambda: helped(database, job), "the second worker took no step")
+        assert decided(asker, finished(asker, job)) == alone
+        assert asker.job(job.id).attempt == 1
+    assert b"step ended" in log.read_bytes()
+    assert steps_left(database) == 0
+
+
+def test_a_killed_helper_costs_its_step_alone(
+    pair: RunningStack,
+    asker: WinnowClient,
+    versions: dict[str, str],
+    alone: list[Any],
+    database: Database,
+    tmp_path: Path,
+) -> None:
+    with second_worker(pair, tmp_path / "second.log"):
+        job = submitted(asker, versions)
+        step = frozen(database, job)
+        os.kill(pid_of(step), signal.SIGKILL)
+        done = finished(asker, job)
+    assert done.attempt == 1
+    assert f"step {step.number} of scoring: worker_lost; it is tried again" in messages(asker, job)
+    assert decided(asker, job) == alone
+
+
+def test_a_killed_owner_costs_no_finished_step(
+    pair: RunningStack,
+    asker: WinnowClient,
+    versions: dict[str, str],
+    alone: list[Any],
+    database: Database,
+    tmp_path: Path,
+) -> None:
+    with second_worker(pair, tmp_path / "second.log"):
+        job = submitted(asker, versions)
+        wait_until(lambda: helped(database, job), "nobody helped")
+        with database.session() as session:
+            owner = session.get_one(JobRow, job.id).worker or ""
+            before = {each.number: each.attempt for each in session.scalars(succeeded_steps(job))}
+        os.kill(int(owner.rpartition(":")[2]), signal.SIGKILL)
+        wait_until(lambda: asker.job(job.id).attempt == 2, "nobody took the job over", 20)
+        wait_for_phase(asker, job, "scoring")
+        with database.session() as session:
+            after = {each.number: each.attempt for each in session.scalars(succeeded_steps(job))}
+        assert before.items() <= after.items()
+        done = finished(asker, job)
+    assert done.attempt == 2
+    assert decided(asker, job) == alone
+
+
+def succeeded_steps(job: Job) -> Any:
+    return select(Step).where(Step.job_id == job.id, Step.state == StepState.SUCCEEDED)
+
+
+def test_a_frozen_helper_that_wakes_publishes_nothing(
+    pair: RunningStack,
+    asker: WinnowClient,
+    versions: dict[str, str],
+    alone: list[Any],
+    database: Database,
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "second.log"
+    with second_worker(pair, log):
+        job = submitted(asker, versions)
+        step = frozen(database, job)
+        try:
+            done = finished(asker, job)
+        finally:
+            os.kill(pid_of(step), signal.SIGCONT)
+        wait_until(lambda: b"step superseded, nothing published" in log.read_bytes(), "it did not notice")
+    assert done.attempt == 1
+    assert decided(asker, job) == alone
+    assert len(published(database, job)) == 1
+
+
+def published(database: Database, job: Job) -> list[DatasetVersion]:
+    with database.session() as session:
+        return list(session.scalars(select(DatasetVersion).where(DatasetVersion.job_id == job.id)))
+
+
+def test_a_step_that_fails_in_each_attempt_fails_the_job_which_succeeds_on_retry(
+    pair: RunningStack, asker: WinnowClient, versions: dict[str, str], alone: list[Any], database: Database
+) -> None:
+    storage = LocalStorage(pair.home / "storage")
+    with database.session() as session:
+        key = f"{session.scalars(select(DatasetVersion.prefix).where(DatasetVersion.name == 'signs')).first()}"
+    shard = f"{key}/shard-00000.npy"
+    right = storage.read(shard)
+    job = submitted(asker, versions)
+    wait_for_phase(asker, job, "checking")  # the fits have read what they need
+    storage.write(shard, right[:1000])
+    try:
+        failed = finished(asker, job, state="failed")
+    finally:
+        storage.write(shard, right)
+    assert failed.error is not None
+    assert failed.error["code"] == "corrupt"
+    assert failed.error["message"].startswith("A step of scoring failed in each of its attempts, the last time so: ")
+    assert [each.endswith("out of attempts") for each in messages(asker, job)].count(True) == 1
+    asker.retry(job.id)
+    assert decided(asker, finished(asker, job)) == alone
+
+
+def test_a_cancel_reaches_the_helpers_too(
+    pair: RunningStack, asker: WinnowClient, versions: dict[str, str], database: Database, tmp_path: Path
+) -> None:
+    with second_worker(pair, tmp_path / "second.log"):
+        job = submitted(asker, versions)
+        wait_until(lambda: helped(database, job), "nobody helped")
+        asker.cancel(job.id)
+        asked_at = time.monotonic()
+        finished(asker, job, state="cancelled", timeout_s=20)
+        wait_until(lambda: helped(database, job) is None, "a helper went on", 5)
+        assert time.monotonic() - asked_at < 5
+
+
+def test_scores_are_finite_and_differ(alone: list[Any]) -> None:
+    """What the others compare is not all the same."""
+    scores = np.array([list(row[3].values()) for row in alone])
+    assert np.isfinite(scores).all()
+    assert (scores.std(axis=0) > 0).all()

@@ -1,0 +1,54 @@
+"""An examiner with the listing of the images it is to score, as one value: safetensors, no pickle."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from models.filtering import CrossFilter, Filter
+from models.panel.packing import pack_panel, unpack_panel
+from worker.examiner import Examiner, Listing
+
+NOTES = "notes"
+
+
+def pack_examiner(examiner: Examiner, listing: Listing) -> bytes:
+    """The same bytes for the same examiner and listing."""
+    filters = examiner.filter.filters
+    arrays = {
+        f"filter.{fold}.{name}": np.ascontiguousarray(value)
+        for fold, fitted in enumerate(filters)
+        for name, value in fitted.state().items()
+    }
+    notes: dict[str, object] = {"filters": [fitted.meta() for fitted in filters], "panel": None}
+    if examiner.panel is not None:
+        own, notes["panel"] = pack_panel(examiner.panel)
+        arrays |= {f"panel.{name}": value for name, value in own.items()}
+    arrays |= {f"listing.{name}": getattr(listing, name) for name in ("labels", "folds", "rows")}
+    arrays[NOTES] = np.frombuffer(json.dumps(notes, sort_keys=True).encode(), np.uint8)
+    return save_tensors(arrays)
+
+
+def unpack_examiner(data: bytes) -> tuple[Examiner, Listing]:
+    arrays = load_tensors(data)
+    notes = json.loads(arrays[NOTES].tobytes())
+    filters = tuple(Filter.load(_under(arrays, f"filter.{fold}"), meta) for fold, meta in enumerate(notes["filters"]))
+    crossed = CrossFilter(filters)
+    panel = None
+    if notes["panel"] is not None:
+        panel = unpack_panel(
+            _under(arrays, "panel"),
+            notes["panel"],
+            image_shape=filters[0].image_shape,
+            reconstruct=crossed.reconstruct,
+        )
+    listing = Listing(arrays["listing.labels"], arrays["listing.folds"], arrays["listing.rows"])
+    return Examiner(crossed, panel), listing
+
+
+def _under(arrays: dict[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
+    return {key.removeprefix(f"{prefix}."): value for key, value in arrays.items() if key.startswith(f"{prefix}.")}

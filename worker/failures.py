@@ -1,0 +1,28 @@
+"""What an exception of a step of work means to the user: a stable code, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from models.calibration import AlphaTooSmall
+from models.training import Diverged
+from service.errors import WinnowError
+
+log = structlog.get_logger()
+
+
+def told(error: Exception, what: str) -> dict[str, Any]:
+    """The code and message that are kept of it. what: was being done, for one that nobody thought of."""
+    if isinstance(error, MemoryError):
+        message = "The worker ran out of memory. Try a smaller image size or fewer images."
+        return {"code": "out_of_memory", "message": message}
+    if isinstance(error, WinnowError):
+        return {"code": error.code, "message": str(error)}
+    if isinstance(error, AlphaTooSmall):
+        return {"code": "alpha_too_small", "message": str(error)}
+    if isinstance(error, Diverged):
+        return {"code": "training_diverged", "message": str(error)}
+    log.error("failed unexpectedly", exc_info=error)
+    return {"code": "internal", "message": f"{what} broke: {type(error).__name__}: {error}"}
