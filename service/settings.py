@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     step_images: int = Field(
         8192,
         ge=1,
-        description="images that a worker scores at a time; of more than twice as many, any worker takes some",
+        description="images in a step of scoring; a set of more than twice as many is scored by all free workers",
     )
     training_processes: int | None = Field(
         None, ge=1, le=64, description="processes that fit a distillation together; default: one a CUDA device"

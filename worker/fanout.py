@@ -54,6 +54,7 @@ def fan_out(
 
 def _work_until_done(context: Context, phase: str, images: int, work: Work, watch: Watch) -> None:
     while True:
+        context.progress.check()
         stands = _patiently(context, partial(_standing, context, phase))
         watch.advance(stands.done, images)
         if stands.state == PhaseState.DONE:

@@ -19,7 +19,7 @@ from service.cli import app
 from service.datasets import repository as datasets
 from service.db import Database, migrate, now
 from service.errors import Conflict, Corrupt, NotFound
-from service.jobs import overrides, repository
+from service.jobs import artifacts, overrides, repository
 from service.jobs.create import add_job
 from service.jobs.state import JobState
 from service.jobs.verdicts import Verdict
@@ -84,10 +84,12 @@ def test_a_running_job_keeps_what_it_writes_and_a_later_attempt_drops_what_an_ea
         put(settings, storage, f"datasets/signs/{running}-{attempt}/shard-00000.npy")
         put(settings, storage, f"jobs/{running}/{attempt}/report.json")
     put(settings, storage, f"jobs/{running}/checkpoints/fit")
+    put(settings, storage, f"{artifacts.steps_prefix(running, 'scoring')}/000000-1")
     done = job_of(database, JobState.SUCCEEDED, kind="sanitise")
     put(settings, storage, f"jobs/{done}/1/report.json")
     left = put(settings, storage, f"jobs/{done}/checkpoints/fit")
-    gone = [f"datasets/signs/{running}-1/shard-00000.npy", f"jobs/{running}/1/report.json", left]
+    of_step = put(settings, storage, f"{artifacts.steps_prefix(done, 'scoring')}/000000-1")  # of one that woke late
+    gone = [f"datasets/signs/{running}-1/shard-00000.npy", f"jobs/{running}/1/report.json", left, of_step]
     assert removed(database, storage, settings) == sorted(gone)
 
 

@@ -13,6 +13,7 @@ def test_jobs_phases_leases_and_gpu_memory_are_told() -> None:
     metrics = WorkerMetrics(lambda: {"allocated": 5, "total": 80})
     metrics.ended("sanitise", "succeeded", 12.0, {"denoiser": 7.0, "scoring": 5.0})
     metrics.ended("sanitise", "failed", 400.0, {"denoiser": 3.0})
+    metrics.step_ended("scoring", "succeeded", 2.0)
     metrics.lost_lease()
     port = free_port()
     metrics.serve("127.0.0.1", port)
@@ -26,6 +27,8 @@ def test_jobs_phases_leases_and_gpu_memory_are_told() -> None:
     assert samples["winnow_worker_phase_seconds_total", "denoiser", "sanitise"] == 10
     assert samples["winnow_worker_job_seconds_bucket", "30.0", "sanitise"] == 1
     assert samples["winnow_worker_job_seconds_count", "sanitise"] == 2
+    assert samples["winnow_worker_steps_total", "scoring", "succeeded"] == 1
+    assert samples["winnow_worker_step_seconds_sum", "scoring"] == 2
     assert samples[("winnow_worker_leases_lost_total",)] == 1
     assert samples["winnow_worker_gpu_bytes", "total"] == 80
 
