@@ -31,7 +31,7 @@ class Scale:
     posts: int
 
 
-FULL = Scale(10 * GIB, 3, 20, 5, None, 1_000_000, 300, 1000)
+FULL = Scale(10 * GIB, 3, 20, 3, None, 1_000_000, 300, 1000)
 QUICK = Scale(GIB, 1, 20, 2, 10_000, 200_000, 50, 200)
 
 
