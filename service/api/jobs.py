@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -17,8 +18,9 @@ from starlette.responses import Response, StreamingResponse
 from service.api.access import MayRunJobs, MaySeeJobs, MaySubmitJobs, actor_of
 from service.api.datasets import Limit, accepted
 from service.api.negotiation import preferred
+from service.api.paging import page_of
 from service.api.routes import Route
-from service.api.schemas import JobOut, JobRequest, Moment, Page, decode_cursor, decode_offset, encode_cursor
+from service.api.schemas import JobOut, JobRequest, Moment, Page, decode_offset, encode_cursor
 from service.audit import Action, append
 from service.auth import check_scopes
 from service.events.looking import events_of
@@ -86,18 +88,14 @@ def list_jobs(
     limit: Limit = 100,
 ) -> Page[JobOut]:
     """`dataset` and `model`: jobs that read or made it; a name means all its versions."""
-    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
-    query = _created_between(_about(query, dataset, model), created_after, created_before)
+    query = _created_between(_about(select(Job), dataset, model), created_after, created_before)
     if state is not None:
         query = query.where(Job.state == state)
     if type is not None:
         query = query.where(Job.type == type)
-    if cursor is not None:
-        query = query.where(Job.id < decode_cursor(cursor))
     with request.state.database.session() as session:
-        jobs = list(session.scalars(query))
-        items = [JobOut.of(session, job) for job in jobs[:limit]]
-    return Page(items=items, next_cursor=encode_cursor(jobs[limit - 1].id) if len(jobs) > limit else None)
+        shown = partial(JobOut.of, session)
+        return page_of(session, query, Job.id, shown, cursor=cursor, limit=limit, newest_first=True)
 
 
 def _about(query: Select[Any], dataset: str | None, model: str | None) -> Select[Any]:

@@ -14,8 +14,9 @@ from starlette.responses import Response
 from service import auth
 from service.api.access import MayAdminister, actor_of
 from service.api.datasets import Limit
+from service.api.paging import page_of
 from service.api.routes import Route
-from service.api.schemas import Page, decode_cursor, encode_cursor
+from service.api.schemas import Page
 from service.audit import Actor
 from service.db import now
 from service.errors import InvalidInput
@@ -107,13 +108,8 @@ def create(request: Request, response: Response, body: KeyIn, _key: MayAdministe
 
 @router.get("", response_model=Page[KeyOut], summary="List keys, oldest first")
 def list_keys(request: Request, _key: MayAdminister, cursor: str | None = None, limit: Limit = 100) -> Page[KeyOut]:
-    query = select(ApiKey).order_by(ApiKey.id).limit(limit + 1)
-    if cursor is not None:
-        query = query.where(ApiKey.id > decode_cursor(cursor))
     with request.state.database.session() as session:
-        rows = list(session.scalars(query))
-    more = encode_cursor(rows[limit - 1].id) if len(rows) > limit else None
-    return Page(items=[KeyOut.of(row) for row in rows[:limit]], next_cursor=more)
+        return page_of(session, select(ApiKey), ApiKey.id, KeyOut.of, cursor=cursor, limit=limit)
 
 
 @router.delete("/{key_id}", response_model=KeyOut, summary="Revoke a key")

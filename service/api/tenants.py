@@ -14,8 +14,9 @@ from service import quotas, tenants
 from service.api.access import MayOperate, MaySeeUsage, actor_of
 from service.api.datasets import Limit
 from service.api.keys import IssuedKeyOut, KeyIn, made
+from service.api.paging import page_of
 from service.api.routes import Route
-from service.api.schemas import Page, decode_cursor, encode_cursor
+from service.api.schemas import Page
 from service.quotas import Quota
 from service.tables import Tenant
 
@@ -74,13 +75,8 @@ def create(request: Request, body: TenantIn, _key: MayOperate) -> TenantOut:
 
 @router.get("/tenants", response_model=Page[TenantOut], summary="List tenants by name")
 def list_tenants(request: Request, _key: MayOperate, cursor: str | None = None, limit: Limit = 100) -> Page[TenantOut]:
-    query = select(Tenant).order_by(Tenant.name).limit(limit + 1)
-    if cursor is not None:
-        query = query.where(Tenant.name > decode_cursor(cursor))
     with request.state.database.session() as session:
-        rows = list(session.scalars(query))
-    more = encode_cursor(rows[limit - 1].name) if len(rows) > limit else None
-    return Page(items=[TenantOut.of(row) for row in rows[:limit]], next_cursor=more)
+        return page_of(session, select(Tenant), Tenant.name, TenantOut.of, cursor=cursor, limit=limit)
 
 
 @router.get("/tenants/{tenant}", response_model=UsageOut, summary="What a tenant may have, and has")

@@ -15,8 +15,9 @@ from starlette.responses import Response
 from models.specs import Spec
 from service.api.access import MayUpload, actor_of
 from service.api.datasets import Limit
+from service.api.paging import page_of
 from service.api.routes import Route
-from service.api.schemas import Page, decode_cursor, encode_cursor
+from service.api.schemas import Page
 from service.errors import InvalidInput
 from service.jobs.submit import parse_params
 from service.references import check_name
@@ -115,15 +116,11 @@ def list_uploads(
     cursor: str | None = None,
     limit: Limit = 100,
 ) -> Page[UploadOut]:
-    query = select(Upload).order_by(Upload.id).limit(limit + 1)
+    query = select(Upload)
     if state is not None:
         query = query.where(Upload.state == state)
-    if cursor is not None:
-        query = query.where(Upload.id > decode_cursor(cursor))
     with request.state.database.session() as session:
-        rows = list(session.scalars(query))
-    more = encode_cursor(rows[limit - 1].id) if len(rows) > limit else None
-    return Page(items=[UploadOut.of(row) for row in rows[:limit]], next_cursor=more)
+        return page_of(session, query, Upload.id, UploadOut.of, cursor=cursor, limit=limit)
 
 
 @router.head("/{upload_id}", include_in_schema=False)

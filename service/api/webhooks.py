@@ -12,8 +12,9 @@ from starlette.responses import Response
 
 from service.api.access import MayAdminister, actor_of
 from service.api.datasets import Limit
+from service.api.paging import page_of
 from service.api.routes import Route
-from service.api.schemas import Page, decode_cursor, encode_cursor
+from service.api.schemas import Page
 from service.audit import Action, append
 from service.webhooks import repository as webhooks
 from service.webhooks.addresses import LONGEST_URL, Target
@@ -131,13 +132,8 @@ def create(request: Request, response: Response, body: WebhookIn, _key: MayAdmin
 def list_webhooks(
     request: Request, _key: MayAdminister, cursor: str | None = None, limit: Limit = 100
 ) -> Page[WebhookOut]:
-    query = select(Webhook).order_by(Webhook.id).limit(limit + 1)
-    if cursor is not None:
-        query = query.where(Webhook.id > decode_cursor(cursor))
     with request.state.database.session() as session:
-        rows = list(session.scalars(query))
-    more = encode_cursor(rows[limit - 1].id) if len(rows) > limit else None
-    return Page(items=[WebhookOut.of(row) for row in rows[:limit]], next_cursor=more)
+        return page_of(session, select(Webhook), Webhook.id, WebhookOut.of, cursor=cursor, limit=limit)
 
 
 @router.get("/{webhook_id}", response_model=WebhookOut, summary="One webhook")
@@ -205,17 +201,12 @@ def deliveries(
     limit: Limit = 100,
 ) -> Page[DeliveryOut]:
     """Kept for 30 days."""
-    query = select(WebhookDelivery).where(WebhookDelivery.webhook_id == webhook_id)
-    query = query.order_by(WebhookDelivery.id.desc()).limit(limit + 1)
+    query, by = select(WebhookDelivery).where(WebhookDelivery.webhook_id == webhook_id), WebhookDelivery.id
     if state is not None:
         query = query.where(WebhookDelivery.state == state)
-    if cursor is not None:
-        query = query.where(WebhookDelivery.id < decode_cursor(cursor))
     with request.state.database.session() as session:
         webhooks.find(session, webhook_id)
-        rows = list(session.scalars(query))
-    more = encode_cursor(rows[limit - 1].id) if len(rows) > limit else None
-    return Page(items=[DeliveryOut.of(row) for row in rows[:limit]], next_cursor=more)
+        return page_of(session, query, by, DeliveryOut.of, cursor=cursor, limit=limit, newest_first=True)
 
 
 @router.post(
