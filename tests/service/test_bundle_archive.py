@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -12,36 +11,22 @@ import numpy as np
 import orjson
 import pytest
 from fastapi import FastAPI
-from live import serving
 from onnx import numpy_helper
-from tiny_model import bundle_files, clean_images, npz_of, publish_version, served_onnx
+from tiny_model import bundle_files, clean_images, npz_of, served_onnx
 
-from service.app import create_app
-from service.auth import ensure_admin_key
 from service.client import WinnowClient
 from service.registry.archive import MANIFEST
 from service.registry.bundle import CARD, SERVED, bundle_digest
 from service.settings import Settings
 from tests.service.migrated import migrated
+from tests.service.one_model import app as app
+from tests.service.one_model import client as client
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     settings = Settings(home=tmp_path, serving_threads=1).resolved()
     return migrated(settings)
-
-
-@pytest.fixture
-def app(settings: Settings) -> FastAPI:
-    app = create_app(settings)
-    publish_version(app.state.database, app.state.storage, "signs")
-    return app
-
-
-@pytest.fixture
-def client(app: FastAPI, settings: Settings) -> Iterator[httpx.Client]:
-    with serving(app, key=ensure_admin_key(settings)) as client:
-        yield client
 
 
 def exported(client: httpx.Client) -> bytes:

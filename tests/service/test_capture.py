@@ -10,7 +10,6 @@ import httpx
 import numpy as np
 import pytest
 import structlog
-from fastapi import FastAPI
 from PIL import Image
 from tiny_model import CLASSES, clean_images, grey_images, npz_of, publish_version
 
@@ -23,6 +22,8 @@ from service.settings import Settings
 from service.storage import LocalStorage
 from tests.service.live import serving
 from tests.service.migrated import migrated
+from tests.service.one_model import app as app
+from tests.service.one_model import client as client
 from tests.service.test_production import answers
 
 CAPTURES = "/v1/models/signs/captures"
@@ -32,19 +33,6 @@ CAPTURES = "/v1/models/signs/captures"
 def settings(tmp_path: Path) -> Settings:
     settings = Settings(home=tmp_path, serving_threads=1, capture_share=1.0, capture_per_minute=30).resolved()
     return migrated(settings)
-
-
-@pytest.fixture
-def app(settings: Settings) -> FastAPI:
-    app = create_app(settings)
-    publish_version(app.state.database, app.state.storage, "signs")
-    return app
-
-
-@pytest.fixture
-def client(app: FastAPI, settings: Settings) -> Iterator[httpx.Client]:
-    with serving(app, key=ensure_admin_key(settings)) as client:
-        yield client
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ import pytest
 import structlog
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
-from tiny_model import clean_images, grey_images, npz_of, publish_version, striped_images
+from tiny_model import clean_images, grey_images, npz_of, striped_images
 
-from service.app import create_app
-from service.auth import ensure_admin_key
 from service.db import Database
 from service.jobs.create import add_job
 from service.metrics import MODELS_TOLD, Metrics, StackState, ValueHistogram
@@ -25,8 +22,9 @@ from service.serving.answers import Answers, Observed, Options, Timing
 from service.serving.drift import IMAGES_PER_SECOND, MOST_VERSIONS, DriftMonitor
 from service.serving.telemetry import MOST_WAITING, Answered, Seen, Telemetry
 from service.settings import Settings
-from tests.service.live import serving
 from tests.service.migrated import migrated
+from tests.service.one_model import app as app
+from tests.service.one_model import client as client
 
 PREDICT = "/v1/models/signs/predict"
 
@@ -35,19 +33,6 @@ PREDICT = "/v1/models/signs/predict"
 def settings(tmp_path: Path) -> Settings:
     settings = Settings(home=tmp_path, serving_threads=1, drift_alarm_rate=0.01).resolved()
     return migrated(settings)
-
-
-@pytest.fixture
-def app(settings: Settings) -> FastAPI:
-    app = create_app(settings)
-    publish_version(app.state.database, app.state.storage, "signs")
-    return app
-
-
-@pytest.fixture
-def client(app: FastAPI, settings: Settings) -> Iterator[httpx.Client]:
-    with serving(app, key=ensure_admin_key(settings)) as client:
-        yield client
 
 
 def scraped(client: httpx.Client) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
