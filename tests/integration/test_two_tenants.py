@@ -11,7 +11,7 @@ from service.client import Job, ProblemError, WinnowClient
 from service.embedded.running import RunningStack
 from tests.integration.conftest import FAST_FILTER, Digits, finished
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2000)]
 
 PARTS = {
     "acme": {"trusted": slice(0, 240), "signs": slice(240, 560)},
