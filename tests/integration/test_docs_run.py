@@ -68,7 +68,7 @@ def test_the_examples_of_the_api_run(stack: RunningStack, place: Path) -> None:
     told = run(stack, place, ["bash", "-euo", "pipefail", "-c"], shell)
     assert '"dataset":"trusted@1"' in told and '"predictions":[{' in told
     assert "succeeded" in (place / "events.txt").read_text()
-    assert (place / "verdicts.csv").read_text().startswith("index,")
+    assert (place / "verdicts.csv").read_text().startswith('"index",')
     assert "<html" in (place / "report.html").read_text()
     (program,) = blocks("api.md", "python")
     told = run(stack, place, [sys.executable, "-c"], program)
