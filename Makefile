@@ -9,7 +9,7 @@ COMPOSE ?= docker compose
 TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-cluster test-compose test-chaos test-hostile test-schemathesis lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-serving bench-gateway bench-endtoend bench-drift bench-papernot bench-distillation clean
+.PHONY: help setup demo up test test-cluster test-compose test-chaos test-hostile test-schemathesis lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-serving bench-gateway bench-endtoend bench-drift bench-papernot bench-distillation bench-scale clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -95,6 +95,9 @@ bench-serving: $(VENV)/.ready-dev ## serving against bare ONNX Runtime: latency,
 
 bench-gateway: $(VENV)/.ready-dev ## large uploads, ingest, pages of a million verdicts (DATA=FOLDER, ARGS="--only upload")
 	$(BIN)/python -m benchmarks.gateway --data $(DATA) $(ARGS)
+
+bench-scale: $(VENV)/.ready-dev ## two workers beside one, a million images, 20,000 small jobs (ARGS="--only sharing")
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 clean: ## remove what the other commands made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,82 @@
+"""Many small jobs, one after the other: how soon each starts, and whether anything grows with their number."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from io import BytesIO
+
+import numpy as np
+
+from benchmarks.harness import ClaimRow, row
+from benchmarks.memory import resident_mib
+from benchmarks.scale_setting import Setting, done, drawn, worker_pids
+from service.client import WinnowClient
+from service.db import Database
+from service.embedded.running import RunningStack
+from service.embedded.state import read_state
+from service.jobs.queue import Doorbell, celery_app
+from service.settings import Settings
+
+SOONER_THAN_MS, SLOPE_MIB = 50.0, 1.0
+LOOKS = 40
+WARM_SHARE = 0.25
+"""Of the jobs, after which memory is looked at: caches fill first."""
+
+
+def rows(setting: Setting) -> list[ClaimRow]:
+    waits: list[float] = []
+    keys: list[int] = []
+    memory: dict[str, list[tuple[int, float]]] = {name: [] for name in ("worker", "worker-child", "gateway")}
+    with setting.stack() as (stack, client):
+        pids, doorbell, every = _pids(stack), _doorbell(stack), max(1, setting.jobs // LOOKS)
+        for number in range(setting.jobs):
+            waits.append(_one(client, number))
+            if number % every == 0:
+                for name, pid in pids.items():
+                    memory[name].append((number, resident_mib(pid)))
+                keys.append(int(doorbell.ask("dbsize")))
+    median, late = (1000 * float(np.quantile(waits, q)) for q in (0.5, 0.99))
+    n, first, last = setting.jobs, max(keys[: LOOKS // 4]), max(keys[-LOOKS // 4 :])
+    return [
+        row("scale/jobs/post-to-start", f"< {SOONER_THAN_MS:g} ms", median, median < SOONER_THAN_MS, n=n, unit="ms"),
+        row("scale/jobs/post-to-start-p99", "measured", late, True, n=n, unit="ms"),
+        row("scale/jobs/broker-keys", f"<= {first}, as at first", last, last <= first, n=n, unit="keys"),
+        *(_growth(name, _slope(seen, n), n) for name, seen in memory.items()),
+    ]
+
+
+def _growth(name: str, slope: float, jobs: int) -> ClaimRow:
+    claim, holds = f"scale/jobs/memory-of-{name}", slope < SLOPE_MIB
+    return row(claim, f"< {SLOPE_MIB:g} MiB a 10,000 jobs", slope, holds, n=jobs, unit="MiB a 10,000 jobs")
+
+
+def _one(client: WinnowClient, number: int) -> float:
+    """Seconds from the POST to the worker's claim of an ingest of two images that nobody has sent before."""
+    images, _ = drawn(2, number)
+    buffer = BytesIO()
+    np.savez(buffer, images=images[:, :8, :8], labels=np.arange(2))
+    buffer.seek(0)
+    posted = time.time()
+    job = done(client, client.upload_dataset("small", buffer))
+    return datetime.fromisoformat(job.started_at or "").timestamp() - posted
+
+
+def _pids(stack: RunningStack) -> dict[str, int]:
+    state = read_state(stack.home)
+    if state is None:
+        raise RuntimeError(f"no stack runs in {stack.home}")
+    parent, child = worker_pids(stack)
+    return {"worker": parent, "worker-child": child, "gateway": state.parts["gateway"]}
+
+
+def _doorbell(stack: RunningStack) -> Doorbell:
+    url = f"redis+socket://{stack.home / 'broker' / 'broker.sock'}"
+    settings = Settings(home=stack.home, redis_url=url).resolved()
+    return Doorbell(celery_app(settings), Database.open(settings.database_url, pooled=False))
+
+
+def _slope(seen: list[tuple[int, float]], jobs: int) -> float:
+    """MiB a 10,000 jobs, of the line through what was seen once warm."""
+    warm = np.array([each for each in seen if each[0] >= WARM_SHARE * jobs])
+    return float(np.polyfit(warm[:, 0], warm[:, 1], 1)[0] * 10_000)
