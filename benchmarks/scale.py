@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[[Setting], list[ClaimRow]]] = {
 
 def main() -> int:
     asked = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a second worker is ended with this process
     began = time.monotonic()
     rows, parts = ([], {}) if asked.quick else _earlier(asked.only)
     with tempfile.TemporaryDirectory(prefix="winnow-bench-", dir=asked.scratch) as folder:

@@ -36,7 +36,7 @@ SIDE, CLASSES, TRUSTED = 32, 10, 600
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 PARAMS: dict[str, Any] = {
     "false_quarantine_rate": 0.01,
-    "filter": {"width": 8, "fit": {"epochs": 1}, "max_images": 500},
+    "filter": {"width": 8, "depth": 2, "fit": {"epochs": 1, "batch_size": 256}, "max_images": 500},
     "perturbation": {"steps": 2, "surrogates": 1},
     "panel": {"rounds": 1, "steps": 10, "final_steps": 20, "max_images": 1000, "width": 8},
 }

@@ -24,18 +24,22 @@ PHASE = "scoring"
 
 def score_by_steps(context: Context, examiner: Examiner, reader: ShardReader, listing: Listing, watch: Watch) -> Scores:
     """Scores (n, t) of every image in order, by however many workers come."""
+
+    def work(claim: StepClaim, watch: Watch) -> bytes:
+        return packed(score_range(examiner, reader, listing, claim.start, claim.stop, watch))
+
+    results = fan_out(context, PHASE, reader.num_samples, _give(context, examiner, listing), work, watch)
+    return np.concatenate([unpacked(result) for result in results])
+
+
+def _give(context: Context, examiner: Examiner, listing: Listing) -> dict[str, str]:
+    """What the phase is given: the examiner's key on storage and its sha256."""
     data = pack_examiner(examiner, listing)
     digest = hashlib.sha256(data).hexdigest()
     key = f"{artifacts.steps_prefix(context.claim.job_id, PHASE)}/examiner-{digest[:16]}"
     if not context.storage.exists(key):
         context.storage.write(key, data)
-
-    def work(claim: StepClaim, watch: Watch) -> bytes:
-        return packed(score_range(examiner, reader, listing, claim.start, claim.stop, watch))
-
-    given = {"examiner": key, "sha256": digest}
-    results = fan_out(context, PHASE, reader.num_samples, given, work, watch)
-    return np.concatenate([unpacked(result) for result in results])
+    return {"examiner": key, "sha256": digest}
 
 
 def helper(context: Context) -> Work:
