@@ -115,7 +115,7 @@ def client(stack: RunningStack) -> Iterator[WinnowClient]:
         yield opened
 
 
-def finished(client: WinnowClient, job: Job, *, state: str = "succeeded", timeout_s: float = 120) -> Job:
+def finished(client: WinnowClient, job: Job, *, state: str = "succeeded", timeout_s: float = 220) -> Job:
     """Looks more often than `client.wait`, which asks once a second."""
     deadline = time.monotonic() + timeout_s * PATIENCE
     while not (done := client.job(job.id)).finished:
