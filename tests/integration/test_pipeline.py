@@ -131,11 +131,8 @@ def test_an_alpha_that_cannot_be_promised_is_refused(
 @pytest.mark.parametrize(
     "params",
     [
-        pytest.param(
-            {**FAST_BADJIE, "threshold": 0.015},
-            marks=pytest.mark.slow,
-        ),
-        {**FAST_BADJIE, "infer_threshold": {"percentage": 90}},
+        pytest.param({**FAST_BADJIE, "threshold": 0.015}, marks=pytest.mark.slow),
+        pytest.param({**FAST_BADJIE, "infer_threshold": {"percentage": 90}}, marks=pytest.mark.slow),
         pytest.param(
             {**FAST_FILTER, "policy": {"on_flag": "reform"}, "false_quarantine_rate": 0.3}, marks=pytest.mark.slow
         ),
