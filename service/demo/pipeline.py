@@ -17,16 +17,17 @@ KINDS = ("clean", "attacked", "foreign")
 # The defaults are made for larger and harder sets; on digits a part of the work shows the same.
 HARDEN_PARAMS: dict[str, Any] = {
     "sanitise": {
-        "filter": {"width": 16, "fit": {"epochs": 2}},
+        "filter": {"width": 16, "fit": {"epochs": 3}},
         "perturbation": {"surrogates": 1},
-        "panel": {"rounds": 2, "steps": 40, "final_steps": 100},
+        "panel": {"rounds": 2, "steps": 40, "final_steps": 60},
     },
-    "distill": {"fit": {"epochs": 3}},
+    "distill": {"fit": {"epochs": 4}},
     "evaluate": {
         "max_images": 100,
         "pgd_steps": 10,
         "eps_curve": [0.01, 0.04],
-        "costly_images": 25,
+        "costly_images": 12,
+        "queries": 30,
         "adaptive_steps": 10,
         "adaptive_restarts": 1,
     },
