@@ -16,7 +16,7 @@ from service.embedded.state import read_state
 from service.storage import Storage
 from tests.integration.conftest import FAST_FILTER, finished
 
-PARAMS: dict[str, Any] = {**FAST_FILTER, "filter": {"width": 12, "fit": {"epochs": 2}}}
+PARAMS: dict[str, Any] = {**FAST_FILTER, "filter": {"width": 16, "fit": {"epochs": 2}}}
 """Long enough in each phase to be seen there: progress is told once a second."""
 
 
