@@ -8,17 +8,15 @@ idempotency key. A part that is run again replaces its earlier rows.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from benchmarks import gateway_ingest, gateway_once, gateway_upload, gateway_verdicts
 from benchmarks.gateway_setting import FULL, GIB, QUICK, Setting
-from benchmarks.harness import RESULTS, ClaimRow, commit, report
+from benchmarks.harness import ClaimRow, commit, earlier, one_of, report
 
 PARTS: dict[str, Callable[[Setting], list[ClaimRow]]] = {
     "upload": gateway_upload.rows,
@@ -31,7 +29,7 @@ PARTS: dict[str, Callable[[Setting], list[ClaimRow]]] = {
 def main() -> int:
     asked = _arguments()
     began = time.monotonic()
-    rows, parts = ([], {}) if asked.quick else _earlier(asked.only)
+    rows, parts = ([], {}) if asked.quick else earlier("gateway", asked.only)
     scale = QUICK if asked.quick else FULL
     upload_bytes = int(asked.gigabytes * GIB) if asked.gigabytes else scale.upload_bytes
     with tempfile.TemporaryDirectory(prefix="winnow-bench-", dir=asked.scratch) as folder:
@@ -49,29 +47,11 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10-imagefolder.zip")
-    parser.add_argument("--only", default=",".join(PARTS), type=_parts, help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--only", default=",".join(PARTS), type=one_of(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--gigabytes", type=float, help="size of the upload; default: 10, quick 1")
     parser.add_argument("--scratch", type=Path, help="folder for what is uploaded; takes four times that size")
     parser.add_argument("--quick", action="store_true", help="a smaller run for a first look; writes no file")
     return parser.parse_args()
-
-
-def _parts(told: str) -> list[str]:
-    names = told.split(",")
-    if unknown := [name for name in names if name not in PARTS]:
-        raise argparse.ArgumentTypeError(f"there is no part {unknown[0]!r}: take of {', '.join(PARTS)}")
-    return names
-
-
-def _earlier(renewed: list[str]) -> tuple[list[ClaimRow], dict[str, Any]]:
-    """What the file has of the parts that are not run now."""
-    path = RESULTS / "gateway.json"
-    if not path.exists():
-        return [], {}
-    document = json.loads(path.read_text())
-    parts = {name: told for name, told in document["parts"].items() if name not in renewed}
-    kept = {claim for told in parts.values() for claim in told["claims"]}
-    return [ClaimRow(**each) for each in document["rows"] if each["claim"] in kept], parts
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -73,6 +75,29 @@ def report(name: str, rows: list[ClaimRow], seconds: float, *, quick: bool, extr
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     return 0 if all(each.holds for each in rows) else 1
+
+
+def one_of(parts: Collection[str]) -> Callable[[str], list[str]]:
+    """Reads an option that names some of a benchmark's parts, with commas between."""
+
+    def read(told: str) -> list[str]:
+        names = told.split(",")
+        if unknown := [name for name in names if name not in parts]:
+            raise argparse.ArgumentTypeError(f"there is no part {unknown[0]!r}: take of {', '.join(parts)}")
+        return names
+
+    return read
+
+
+def earlier(name: str, renewed: Collection[str]) -> tuple[list[ClaimRow], dict[str, Any]]:
+    """What a benchmark's file has of the parts that are not run now: their rows, and what they told."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return [], {}
+    document = json.loads(path.read_text())
+    kept = {part: told for part, told in document["parts"].items() if part not in renewed}
+    claims = {claim for told in kept.values() for claim in told["claims"]}
+    return [ClaimRow(**each) for each in document["rows"] if each["claim"] in claims], kept
 
 
 def print_table(rows: list[ClaimRow]) -> None:

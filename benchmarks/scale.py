@@ -8,17 +8,15 @@ after the other, their latency, and what grows. A part that is run again replace
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from benchmarks import scale_jobs, scale_million, scale_sharing
-from benchmarks.harness import RESULTS, ClaimRow, commit, report
+from benchmarks.harness import ClaimRow, commit, earlier, one_of, report
 from benchmarks.scale_setting import Setting
 
 PARTS: dict[str, Callable[[Setting], list[ClaimRow]]] = {
@@ -32,7 +30,7 @@ def main() -> int:
     asked = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a second worker is ended with this process
     began = time.monotonic()
-    rows, parts = ([], {}) if asked.quick else _earlier(asked.only)
+    rows, parts = ([], {}) if asked.quick else earlier("scale", asked.only)
     with tempfile.TemporaryDirectory(prefix="winnow-bench-", dir=asked.scratch) as folder:
         given = (asked.images, asked.shared, asked.rounds, asked.jobs)
         setting = Setting(Path(folder), *((20_000, 6_000, 1, 100) if asked.quick else given))
@@ -48,7 +46,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(PARTS), type=_parts, help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--only", default=",".join(PARTS), type=one_of(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--images", type=int, default=1_000_000, help="to be ingested and scored by one worker")
     parser.add_argument("--shared", type=int, default=30_000, help="to be scored by one worker and by two")
     parser.add_argument("--rounds", type=int, default=3, help="of one worker and two, in turns")
@@ -56,24 +54,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, help="folder for what is stored")
     parser.add_argument("--quick", action="store_true", help="a smaller run for a first look; writes no file")
     return parser.parse_args()
-
-
-def _parts(told: str) -> list[str]:
-    names = told.split(",")
-    if unknown := [name for name in names if name not in PARTS]:
-        raise argparse.ArgumentTypeError(f"there is no part {unknown[0]!r}: take of {', '.join(PARTS)}")
-    return names
-
-
-def _earlier(renewed: list[str]) -> tuple[list[ClaimRow], dict[str, Any]]:
-    """What the file has of the parts that are not run now."""
-    path = RESULTS / "scale.json"
-    if not path.exists():
-        return [], {}
-    document = json.loads(path.read_text())
-    kept = {name: part for name, part in document["parts"].items() if name not in renewed}
-    claims = {claim for part in kept.values() for claim in part["claims"]}
-    return [ClaimRow(**each) for each in document["rows"] if each["claim"] in claims], kept
 
 
 if __name__ == "__main__":
