@@ -24,6 +24,9 @@ class PerturbationSpec(Spec):
     scale_low: Annotated[float, Field(gt=0, le=10)] = 0.4
     scale_high: Annotated[float, Field(gt=0, le=10)] = 2.5
     surrogates: Annotated[int, Field(ge=1, le=4)] = Field(2, description="how many surrogate networks craft them")
+    surrogate_epochs: Annotated[int, Field(ge=1, le=100)] = Field(
+        8, description="of about 2,000 images; on easy sets fewer make as good surrogates"
+    )
 
     @model_validator(mode="after")
     def _scales_in_order(self) -> Self:

@@ -153,6 +153,7 @@ def _prepare(
         images,
         labels,
         count=spec.perturbation.surrogates,
+        epochs=spec.perturbation.surrogate_epochs,
         num_classes=num_classes,
         seed=spec.seed,
         watch=Piece(watch, 0, 3),

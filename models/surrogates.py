@@ -21,7 +21,8 @@ from models.seeding import derive_seed, seeded
 from models.specs import FitSpec
 from models.training import Batch, Checkpoints, ImageBatches, Piece, Watch, fit
 
-FIT = FitSpec(epochs=8, batch_size=64, optimizer="adam", peak_lr=2e-3, validation_share=0.1)
+EPOCHS = 8
+FIT = FitSpec(epochs=EPOCHS, batch_size=64, optimizer="adam", peak_lr=2e-3, validation_share=0.1)
 IMAGES_AN_EPOCH = 2000
 LARGEST_MAP = 64
 POOLED = 4
@@ -57,8 +58,9 @@ def fit_surrogates(
     seed: int,
     watch: Watch,
     checkpoints: Checkpoints,
+    epochs: int = EPOCHS,
 ) -> list[Surrogate]:
-    """Fit the first `count` architectures, at most 4.
+    """Fit the first `count` architectures, at most 4, for `epochs` of about IMAGES_AN_EPOCH.
 
     images: uint8 (n, h, w, c); labels: (n,) in [0, num_classes), classes may be missing.
     A small set is repeated within an epoch. Raises UnfitLabels, ValueError for a count out of range, Stopped.
@@ -66,14 +68,14 @@ def fit_surrogates(
     check_labels(images, labels, num_classes)
     if not 1 <= count <= len(ARCHITECTURES):
         raise ValueError(f"count must be 1 to {len(ARCHITECTURES)}, not {count}")
-    fitted = []
+    fitted, spec = [], FIT.model_copy(update={"epochs": epochs})
     for index, (name, build) in enumerate(list(ARCHITECTURES.items())[:count]):
         own = derive_seed(seed, "surrogate", name)
         with seeded(own):
             network = build(images.shape[3], _stem_stride(images), num_classes)
-        batches = ImageBatches(images, labels, spec=FIT, seed=own, samples_an_epoch=IMAGES_AN_EPOCH)
+        batches = ImageBatches(images, labels, spec=spec, seed=own, samples_an_epoch=IMAGES_AN_EPOCH)
         piece, checkpoint = Piece(watch, index, count), f"surrogate-{name}"
-        fit(network, batches, _cross_entropy, FIT, seed=own, watch=piece, checkpoints=checkpoints, name=checkpoint)
+        fit(network, batches, _cross_entropy, spec, seed=own, watch=piece, checkpoints=checkpoints, name=checkpoint)
         fitted.append(Surrogate(name, network, _accuracy(network, batches)))
     return fitted
 

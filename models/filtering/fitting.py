@@ -86,6 +86,7 @@ def fit_filter(
             images,
             labels,
             count=spec.perturbation.surrogates,
+            epochs=spec.perturbation.surrogate_epochs,
             num_classes=num_classes,
             seed=spec.seed,
             watch=clock.enter("surrogates"),

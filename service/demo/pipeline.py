@@ -18,7 +18,7 @@ KINDS = ("clean", "attacked", "foreign")
 HARDEN_PARAMS: dict[str, Any] = {
     "sanitise": {
         "filter": {"width": 16, "fit": {"epochs": 3}},
-        "perturbation": {"surrogates": 1},
+        "perturbation": {"surrogates": 1, "surrogate_epochs": 3},
         "panel": {"rounds": 2, "steps": 40, "final_steps": 60},
     },
     "distill": {"fit": {"epochs": 4}},

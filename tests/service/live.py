@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
 from service.server import Server
@@ -21,8 +20,7 @@ NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 @contextmanager
 def serving(app: FastAPI, *, key: str) -> Iterator[httpx.Client]:
     """A client of `app`, which runs under uvicorn in a thread."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error")
-    server = Server(config, on_stop=app.state.feeds.close)
+    server = Server.of(app, app.state.settings.model_copy(update={"port": 0}))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -33,7 +31,7 @@ def serving(app: FastAPI, *, key: str) -> Iterator[httpx.Client]:
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         url, headers = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=url, headers=headers, verify=NO_AUTHORITIES) as client:
+        with httpx.Client(base_url=url, headers=headers, verify=NO_AUTHORITIES, timeout=30) as client:
             yield client
     finally:
         server.should_exit = True

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from tiny_model import (
     ALPHA,
@@ -32,6 +31,7 @@ from service.auth import ensure_admin_key
 from service.registry.bundle import DETECTOR, STUDENT, bundle_digest
 from service.registry.repository import resolve
 from service.settings import Settings
+from tests.service.live import serving
 from tests.service.migrated import migrated
 
 PREDICT = "/v1/models/signs/predict"
@@ -54,20 +54,8 @@ def app(settings: Settings) -> FastAPI:
 
 @pytest.fixture
 def client(app: FastAPI, settings: Settings) -> Iterator[httpx.Client]:
-    key = ensure_admin_key(settings)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.005)
-    try:
-        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(timeout=10)
+    with serving(app, key=ensure_admin_key(settings)) as client:
+        yield client
 
 
 def predictions(answer: httpx.Response) -> list[dict[str, Any]]:

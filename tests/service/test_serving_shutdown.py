@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import httpx
-import uvicorn
 from tiny_model import clean_images, npz_of, publish_version
 
 from service.app import create_app
 from service.auth import ensure_admin_key
+from service.server import Server
 from service.settings import Settings
 from tests.service.migrated import migrated
 
@@ -21,7 +21,7 @@ def test_no_request_that_was_taken_is_lost(tmp_path: Path) -> None:
     migrated(settings)
     app, key = create_app(settings), ensure_admin_key(settings)
     publish_version(app.state.database, app.state.storage, "signs")
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    server = Server.of(app, settings.model_copy(update={"port": 0}))
     serving = threading.Thread(target=server.run)
     serving.start()
     until = time.monotonic() + 20
