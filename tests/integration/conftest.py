@@ -25,7 +25,7 @@ from tests.parts import PostgresServer, S3Server, redis_server
 FAST_FILTER: dict[str, Any] = {
     "false_quarantine_rate": 0.05,
     "filter": {"width": 8, "fit": {"epochs": 2}},
-    "perturbation": {"steps": 4, "surrogates": 1, "surrogate_epochs": 2},
+    "perturbation": {"steps": 4, "surrogates": 1, "surrogate_epochs": 4},
     "panel": {"rounds": 1, "steps": 20, "final_steps": 40, "width": 4},
 }
 FAST_DISTILL: dict[str, Any] = {
