@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from models.attacks.gradient import fgsm, ifgsm, to_8bit
 from models.attacks.triggers import Patch
 
-SIZE = 32
+SIZE = 28
 REFERENCE_IMAGES = 500
 CANDIDATE_IMAGES = 1000
 PERTURBED_SHARE = 0.1
@@ -43,14 +43,14 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Part:
-    """images: uint8 (n, 32, 32, 1); labels: int64 (n,)."""
+    """images: uint8 (n, 28, 28, 1); labels: int64 (n,)."""
 
     images: Images
     labels: Labels
 
 
 def digits() -> Part:
-    """The 1,797 digits of 8 × 8 pixels and 17 levels, as 32 × 32 pixels and 256 levels."""
+    """The 1,797 digits of 8 × 8 pixels and 17 levels, as 28 × 28 pixels and 256 levels."""
     raw = load_digits()
     levels = np.rint(raw.images * (255 / 16)).astype(np.uint8)
     large = [Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in levels]
@@ -58,7 +58,7 @@ def digits() -> Part:
 
 
 def foreign(rng: np.random.Generator) -> Images:
-    """Grey 32 × 32 pieces of scikit-learn's two sample photographs: nothing that a digit model should answer."""
+    """Grey 28 × 28 pieces of scikit-learn's two sample photographs: nothing that a digit model should answer."""
     pieces: list[npt.NDArray[np.uint8]] = []
     for photo in load_sample_images().images:
         grey = np.asarray(Image.fromarray(photo).convert("L"))
