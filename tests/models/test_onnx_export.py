@@ -61,7 +61,7 @@ def test_any_number_of_images_and_passes_equals_torch(student: Classifier, graph
     assert check_parity(graph, {"images": images, "masks": masks}, {"probabilities": expected}, atol=1e-5) <= 1e-5
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), pytest.param((200, 200, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", [pytest.param(shape, marks=pytest.mark.slow) for shape in ((8, 8, 1), (200, 200, 1))])
 def test_small_large_and_grey_images_export(shape: tuple[int, int, int]) -> None:
     network = opinionated(shape)
     images, masks = some_images(2, shape), dropout_masks(3, 32, 0.5, seed=1)

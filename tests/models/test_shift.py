@@ -139,7 +139,7 @@ def shifted(
     return np.exp(rng.normal(size=m)), np.exp(location + scale * z), poisoned
 
 
-@pytest.mark.parametrize("poison", [0.0, 0.02, 0.1, 0.3])
+@pytest.mark.parametrize("poison", [0.0, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.02, 0.1)), 0.3])
 @pytest.mark.parametrize(("location", "scale"), [(0.0, 1.0), (1.5, 1.0), (-1.0, 0.7), (0.5, 1.4)])
 def test_on_the_candidates_bulk_clean_images_stay_and_poison_beyond_a_gap_goes(
     poison: float, location: float, scale: float
