@@ -49,6 +49,7 @@ def _on(setting: Setting, name: str, database_url: str | None) -> list[ClaimRow]
     with setting.stack(environment) as (stack, client), ExitStack() as opened:
         jobs = _jobs(stack, database_url, setting.scale.verdicts)
         http = opened.enter_context(httpx.Client(base_url=stack.url, headers={"Authorization": f"Bearer {stack.key}"}))
+        http.get("/v1/jobs").raise_for_status()  # a gateway that has answered before, but nothing of these tables
         cold = [_asked(http, job, {"sort": "p_value"}) for job in jobs]
         found = [_claim(f"gateway/verdicts/{name}/never-asked-before", "max", max(cold), len(cold))]
         _check(client, jobs[0])

@@ -18,6 +18,7 @@ STRIP_PIXELS = 1_000_000
 DEFAULT_MAX_PIXELS = 40_000_000
 ORIENTATION = 0x0112  # of EXIF
 TURNED = 5  # orientations 5 to 8 swap the sides
+ORIENTED_BY = frozenset(("exif", "xmp"))  # what of a JPEG's info may say so; to look for it costs a tenth of a decoding
 FREE_PIXELS = 1_000_000  # of an image that may be as flat as it likes
 MOST_PER_BYTE = 300  # bytes of pixels for a byte of the file: photographs have 10 or 20, flat JPEGs under 200
 DAMAGED = (
@@ -122,6 +123,8 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """1 to 8; whatever else the file says is taken for upright."""
+    if image.format == "JPEG" and ORIENTED_BY.isdisjoint(image.info):
+        return 1
     told = image.getexif().get(ORIENTATION, 1)
     return told if isinstance(told, int) and 1 <= told <= 8 else 1
 

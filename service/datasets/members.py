@@ -11,10 +11,10 @@ from service.errors import InvalidUpload, TooLarge
 IMAGE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 )
-CLUTTER = frozenset(("__MACOSX", "Thumbs.db", "desktop.ini"))
 CROWD = 65_536
 LEAST_IMAGE_BYTES = 16  # no image is smaller than this
 _LEADS_OUT = re.compile(r"^/|^[^/]*:(/|$)|(^|/)\.\.(/|$)")
+_CLUTTER = re.compile(r"(^|/)(\.|(__MACOSX|Thumbs\.db|desktop\.ini)(/|$))")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -70,7 +70,7 @@ def is_image(name: str) -> bool:
 
 def is_clutter(name: str) -> bool:
     """What operating systems leave behind: hidden files and folders, thumbnails' databases."""
-    return any(part in CLUTTER or part.startswith(".") for part in name.split("/"))
+    return _CLUTTER.search(name) is not None
 
 
 class Crowd:

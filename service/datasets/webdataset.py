@@ -26,11 +26,12 @@ def key_of(name: str) -> tuple[str, str]:
 
 def labels_of(members: Iterable[Member], images: list[Member]) -> dict[str, Member]:
     """The label file of every key that also has an image, `.json` before `.cls`: it may hold the class's name."""
+    files = [one for one in members if one.name.lower().endswith(LABEL_SUFFIXES) and not is_clutter(one.name)]
+    if not files:
+        return {}
     keys = {key_of(image.name)[0] for image in images}
     found: dict[str, Member] = {}
-    for member in members:
-        if not member.name.lower().endswith(LABEL_SUFFIXES) or is_clutter(member.name):
-            continue
+    for member in files:
         key, suffix = key_of(member.name)
         if key in keys and suffix in LABEL_SUFFIXES and (key not in found or suffix == "json"):
             found[key] = member

@@ -155,6 +155,8 @@ def _sorted_by(sort: str, columns: list[str]) -> str:
 
 def _ordered(rows: _Rows, wanted: Mapping[str, str], column: str, *, descending: bool) -> Order:
     """wanted: what columns must hold."""
+    if column == "p_value" and not descending and not wanted:
+        return rows.by_p_value()
     holds = [rows.equal(name, value) for name, value in wanted.items()]
     meant = np.logical_and.reduce(holds) if holds else np.ones(len(rows), np.bool_)
     if column == "p_value" and not descending:

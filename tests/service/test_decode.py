@@ -74,6 +74,21 @@ def test_exif_orientation_is_applied() -> None:
     assert shown[:, 0].max() == 0
 
 
+@pytest.mark.parametrize("told", ["exif", "xmp"])
+def test_a_photograph_says_in_either_way_that_it_was_turned(told: str) -> None:
+    image = Image.new("L", (16, 8), 0)
+    image.paste(255, (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    said = {"exif": exif, "xmp": b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'}[told]
+    data = encoded(image, "JPEG", **{told: said})
+    assert (read_header(data).width, read_header(data).height) == (8, 16)
+    shown = decode_image(data, size=16, channels=1)[:, :, 0]
+    assert shown[:6].min() > 200
+    assert shown[10:].max() < 50
+    assert decode_image(encoded(image, "JPEG"), size=16, channels=1)[8, 2] > 200
+
+
 def test_of_an_animation_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), (0, 0, 255))]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
