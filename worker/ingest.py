@@ -14,7 +14,7 @@ from models.specs import IngestSpec
 from service import quotas
 from service.datasets import repository as datasets
 from service.datasets.decoding import DecodingPool, Target, decoded
-from service.datasets.readers import Upload, open_upload
+from service.datasets.readers import Upload, begins_with_array, open_upload
 from service.datasets.sample import MAX_RATIO, Layout, Limits
 from service.datasets.shards import Row, ShardWriter, Written
 from service.datasets.unpack import FREE_BYTES
@@ -26,6 +26,8 @@ DEFAULT_SIZE = 64
 REPORTED_REJECTIONS = 1000
 MANY_REJECTED = 1000  # from which on it is not worth looking at all the others
 FIRST_LOOK = 64  # images that suggest the working resolution
+IMAGE_BYTES = 1024  # of a small image's file
+LARGE_BYTES = 8 * 1024 * 1024  # of an upload that takes a while to look through
 
 
 @dataclass
@@ -46,13 +48,15 @@ def run(context: Context) -> Outcome:
     spec = IngestSpec.model_validate(context.claim.params)
     inputs = context.claim.inputs
     context.progress.enter("inspecting")
-    with context.storage.open_local(inputs["upload"]) as file:
+    likely_images, processes = inputs["bytes"] // IMAGE_BYTES, context.settings.decoding_processes
+    with context.storage.open_local(inputs["upload"]) as file, DecodingPool(likely_images, processes) as pool:
+        if inputs["bytes"] >= LARGE_BYTES and not begins_with_array(file):
+            pool.start()
         upload = open_upload(file, Limits.of(context.settings), split=spec.split)
         _refuse_one_class(upload)
         _check_quota(context, Quota.IMAGES, upload.num_samples)
         prefix = context.output("datasets", inputs["name"])
-        with DecodingPool(upload.num_samples, context.settings.decoding_processes) as pool:
-            shape, written, rejected = _decode(context, upload, pool, prefix, spec)
+        shape, written, rejected = _decode(context, upload, pool, prefix, spec)
     _check_rejected(rejected, upload.num_samples, spec.max_rejected_share)
     _refuse_empty_classes(upload.classes, written)
     _write_report(context, upload, shape, written, rejected)

@@ -60,7 +60,7 @@ class ImageHeader:
 class Decoded:
     """An image at the working resolution, and what its file was."""
 
-    pixels: NDArray[np.uint8]  # (size, size, channels)
+    pixels: bytes  # uint8, (size, size, channels)
     header: ImageHeader
 
 
@@ -75,7 +75,8 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHe
 
 def decode_image(data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode to (size, size, channels): upright by EXIF, alpha over white, 16 bits scaled to 8, first frame of many."""
-    return decode(data, size=size, channels=channels, max_pixels=max_pixels).pixels
+    found = decode(data, size=size, channels=channels, max_pixels=max_pixels)
+    return np.frombuffer(found.pixels, np.uint8).reshape(size, size, channels)
 
 
 def decode(data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
@@ -86,7 +87,7 @@ def decode(data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_M
             orientation = _orientation(image)  # after loading: a PNG may tell it at its end
             header = _header(image, turned=orientation >= TURNED)
             upright = image if orientation == 1 else ImageOps.exif_transpose(image)
-            return Decoded(fit_pixels(_to_eight_bits(upright, channels), size=size, channels=channels), header)
+            return Decoded(_fitted(_to_eight_bits(upright, channels), size, channels).tobytes(), header)
         except DAMAGED as error:
             raise ImageRejected(f"its pixels cannot be decoded ({error})") from error
 
@@ -94,12 +95,16 @@ def decode(data: bytes, *, size: int, channels: int, max_pixels: int = DEFAULT_M
 def fit_pixels(image: NDArray[np.uint8] | Image.Image, *, size: int, channels: int) -> NDArray[np.uint8]:
     """Resize to size × size by bilinear interpolation (sides are scaled on their own) and convert to the channels."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(_fitted(picture, size, channels), dtype=np.uint8).reshape(size, size, channels)
+
+
+def _fitted(picture: Image.Image, size: int, channels: int) -> Image.Image:
     mode = "L" if channels == 1 else "RGB"
     if picture.mode != mode:
         picture = picture.convert(mode)
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(picture, dtype=np.uint8).reshape(size, size, channels)
+    return picture
 
 
 def _opened(data: bytes, max_pixels: int) -> Image.Image:

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -89,7 +89,7 @@ class DecodingPool:
         """processes: None for one a core, or one alone for few images; 0 for the calling process."""
         if processes is None:
             processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0))) if images >= POOL_FROM else 1
-        self._here = processes == 0
+        self._here, self._processes = processes == 0, processes
         self._threads = ThreadPoolExecutor(max(1, processes), thread_name_prefix="decoding")
         self._idle: deque[DecodingProcess] = deque()
         self._window = WAITING * processes
@@ -103,6 +103,10 @@ class DecodingPool:
         self._threads.shutdown(cancel_futures=True)
         for process in self._idle:
             process.close()
+
+    def start(self) -> None:
+        """Start the processes before there is work for them: they are ready when an upload has been looked through."""
+        self._idle.extend(DecodingProcess() for _ in range(self._processes - len(self._idle)))
 
     def run(self, batches: Iterator[list[Sample]], target: Target) -> Iterator[Ready]:
         if self._here:
@@ -127,7 +131,7 @@ class DecodingPool:
         if not self._costly:
             return batch
         known = [(one, self._costly.get((one.path, len(one.data)))) for one in batch]
-        return [one if problem is None else replace(one, problem=problem) for one, problem in known]
+        return [one if problem is None else one._replace(problem=problem) for one, problem in known]
 
     def _answered(self, batch: list[Sample], answers: list[Answer], target: Target) -> Iterator[Ready]:
         for ready in _joined(batch, answers, target):

@@ -41,7 +41,7 @@ def _decode_one(task: Task, data: bytes) -> Answer:
     except ImageRejected as error:
         return str(error)
     header = found.header
-    return hashlib.sha256(data).hexdigest(), header.width, header.height, header.grey, found.pixels.tobytes()
+    return hashlib.sha256(data).hexdigest(), header.width, header.height, header.grey, found.pixels
 
 
 def _in_time(task: Task, data: bytes) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from service.datasets.members import Member, is_clutter, is_image
@@ -60,7 +61,7 @@ def images_of(members: Iterable[Member]) -> list[Member]:
     found = [member for member in members if is_image(member.name) and not is_clutter(member.name)]
     if not found:
         raise InvalidUpload("The archive holds no images in class folders.", code="no_images")
-    return sorted(found, key=lambda member: member.name)
+    return sorted(found, key=attrgetter("name"))
 
 
 def chosen(members: list[Member], split: str | None) -> list[Member]:

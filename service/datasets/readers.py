@@ -50,6 +50,13 @@ def format_of(head: bytes) -> str | None:
     return compression_of(head) or ("tar" if looks_like_tar(head) else None)
 
 
+def begins_with_array(file: BinaryIO) -> bool:
+    """Whether it looks like an npz, of which no image need be decoded: a hint, before it is opened."""
+    file.seek(0)
+    head = file.read(SNIFF_BYTES)
+    return head.startswith(zips.MAGICS) and b".npy" in head
+
+
 def refuse_unknown(head: bytes) -> UnsupportedMedia:
     """The error for bytes that begin like nothing Winnow reads."""
     return UnsupportedMedia(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +35,7 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A manifest row: where an image came from, before it was brought to the working resolution."""
 
     sample_id: str
@@ -92,7 +91,8 @@ class ShardWriter:
     def _flush(self) -> None:
         with self._storage.writing(shard_key(self._prefix, self._shards)) as file:
             np.save(file, self._buffer[: self._filled], allow_pickle=False)
-        columns = [pa.array([getattr(row, field.name) for row in self._rows], field.type) for field in SCHEMA]
+        by_column = zip(*self._rows, strict=True)
+        columns = [pa.array(column, field.type) for column, field in zip(by_column, SCHEMA, strict=True)]
         self._manifest.append(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
         self._counts.update(row.label for row in self._rows)
         self._rows.clear()

@@ -23,6 +23,7 @@ UTF8 = 0x800
 MAX_DIRECTORY_BYTES = 512 * 1024 * 1024
 CROWD_ALLOWED = 100_000  # members besides images: folders, labels, what an operating system left
 MAX_COMMENT_BYTES = 65_535
+USUAL_NAME_BYTES = 256  # with what else stands between a file's header and its bytes
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -57,12 +58,16 @@ class ZipArchive:
         return data
 
     def _packed(self, member: Member) -> bytes:
+        """In one read, where the name before the file is of a usual length."""
         self._file.seek(member.offset)
-        head = self._file.read(_LOCAL.size)
-        magic, *_, name_bytes, extra_bytes = _LOCAL.unpack(head)
+        data = self._file.read(_LOCAL.size + USUAL_NAME_BYTES + member.packed)
+        magic, *_, name_bytes, extra_bytes = _LOCAL.unpack_from(data)
         if magic != b"PK\x03\x04":
             raise ValueError("no file begins where the directory says")
-        self._file.seek(name_bytes + extra_bytes, 1)
+        begins = _LOCAL.size + name_bytes + extra_bytes
+        if begins + member.packed <= len(data):
+            return data[begins : begins + member.packed]
+        self._file.seek(member.offset + begins)
         return self._file.read(member.packed)
 
     def _refuse_overlaps(self) -> None:
