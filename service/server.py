@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.api.problems import problem
 from service.settings import Settings
 
 GRACE_SECONDS = 5
@@ -16,7 +17,10 @@ MOST_HEAD_BYTES = 64 * 1024
 
 
 class BoundedHead(HttpToolsProtocol):
-    """Refuses a request line and headers of more than MOST_HEAD_BYTES, give or take one read: the parser has no end."""
+    """Refuses a request line and headers of more than MOST_HEAD_BYTES, give or take one read: the parser has no end.
+
+    What is no HTTP never comes to the application, and is answered in its form all the same.
+    """
 
     _in_head = False
     _head_bytes = 0
@@ -28,6 +32,13 @@ class BoundedHead(HttpToolsProtocol):
                 self.send_400_response(f"The request line and headers are over {MOST_HEAD_BYTES} bytes.")
                 return
         super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        body = bytes(problem(400, "bad_request", msg).body)
+        lines = ["HTTP/1.1 400 Bad Request", "content-type: application/problem+json", f"content-length: {len(body)}"]
+        head = "\r\n".join([*lines, "connection: close", "", ""])
+        self.transport.write(head.encode("ascii") + body)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0

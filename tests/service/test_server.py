@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,16 @@ def test_a_head_without_an_end_is_refused_soon(address: tuple[str, int], endless
         except (BrokenPipeError, ConnectionResetError):
             got = b""
     assert sent < 64 * MOST_HEAD_BYTES or b" 400 " in got
+
+
+@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", ASKED + b"X: \x7f\x00\r\n\r\n"])
+def test_what_is_no_http_gets_a_problem_as_an_answer(address: tuple[str, int], sent: bytes) -> None:
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(sent)
+        head, _, body = answers(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in head
+    assert json.loads(body)["code"] == "bad_request"
 
 
 def test_requests_one_after_the_other_are_counted_each_for_itself(address: tuple[str, int]) -> None:
