@@ -75,7 +75,7 @@ def finish_a_job(stack: RunningStack) -> None:
 def fuzzed(stack: RunningStack, *which: str) -> str:
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(ROOT / "schemathesis.toml"), "run"]
     wanted = ["--checks", "all", "--phases", "examples,coverage,fuzzing", "--max-examples", EXAMPLES, "--seed", "1"]
-    rest = ["--no-color", "--request-timeout", "60-H", f"Authorization: Bearer {stack.key}"]
+    rest = ["--no-color", "--request-timeout", "60", "-H", f"Authorization: Bearer {stack.key}"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}  # for its hooks
     done = subprocess.run(
         [*command, f"{stack.url}/openapi.json", *wanted, *rest, *which],
