@@ -6,9 +6,10 @@ Torch-free.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 EpsLinf = Annotated[float, Field(gt=0, le=1, description="L∞ radius in units of the pixel range [0, 1]")]
 Probability = Annotated[float, Field(gt=0, lt=1)]
@@ -27,6 +28,10 @@ def overlaid(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+def _takes(field: FieldInfo, kind: type) -> bool:
+    return field.annotation is kind or kind in get_args(field.annotation)
+
+
 class Spec(BaseModel):
     """A frozen set of parameters; an unknown name is an error.
 
@@ -34,6 +39,15 @@ class Spec(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: Any) -> Any:
+        """JSON tells true from 1, and so do we."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and not _takes(cls.model_fields[name], bool):
+                raise ValueError(f"{name} is not a question of true or false")
+        return given
 
     @model_validator(mode="before")
     @classmethod

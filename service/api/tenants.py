@@ -22,7 +22,7 @@ from service.tables import Tenant
 
 router = APIRouter(prefix="/v1", tags=["tenants"], route_class=Route)
 
-Amount = Annotated[int, Field(ge=0, le=2**62)]
+Amount = Annotated[int, Field(ge=0, le=2**62, strict=True)]
 
 
 class QuotasIn(BaseModel):

@@ -73,3 +73,12 @@ def test_part_of_a_fit_given_keeps_the_rest_of_that_fit() -> None:
 def test_part_of_a_students_fit_given_keeps_the_rest_of_the_teachers() -> None:
     spec = DistillSpec.model_validate({"fit": {"batch_size": 32}, "student_fit": {"epochs": 3}})
     assert spec.student_fit == spec.fit.model_copy(update={"epochs": 3})
+
+
+@pytest.mark.parametrize("given", [{"seed": True}, {"filter": {"width": False}}, {"false_quarantine_rate": True}])
+def test_a_truth_is_no_number(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="not a question of true or false"):
+        SanitiseSpec.model_validate(given)
+    assert (
+        SanitiseSpec.model_validate({"filter": {"fit": {"mixed_precision": False}}}).filter.fit.mixed_precision is False
+    )
