@@ -29,7 +29,7 @@ Decided = Literal[Verdict.KEEP, Verdict.QUARANTINE]
 Note = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")]
 Index = Annotated[int, Path(ge=0, le=BIGGEST_INDEX)]
 Text = Annotated[str, Field(max_length=1000)]
-Index = Annotated[int, Field(ge=0, le=BIGGEST_INDEX, strict=True)]
+Picked = Annotated[int, Field(ge=0, le=BIGGEST_INDEX, strict=True)]
 
 
 class DecisionIn(BaseModel):
@@ -52,7 +52,7 @@ class WhereIn(BaseModel):
     reason: Text | None = Field(None, description="a detector that spoke against the image")
     label: Text | None = None
     p_value_below: Annotated[float, Field(strict=True)] | None = None
-    indices: list[Index] | None = Field(None, max_length=MOST_INDICES)
+    indices: list[Picked] | None = Field(None, max_length=MOST_INDICES)
 
 
 class SelectionIn(BaseModel):
