@@ -38,6 +38,7 @@ async def sent_at_once(stack: RunningStack, dataset: str) -> tuple[list[httpx.Re
 def test_a_thousand_posts_with_one_key_make_one_job(
     stack: RunningStack, client: WinnowClient, sets: dict[str, str]
 ) -> None:
+    earlier = {job.id for job in client.jobs(type="sanitise")}
     began = time.monotonic()
     answers, connections = asyncio.run(sent_at_once(stack, sets["trusted"]))
     told = f"{len(answers)} POSTs over {connections} connections: {time.monotonic() - began:.1f} s"
@@ -46,5 +47,5 @@ def test_a_thousand_posts_with_one_key_make_one_job(
     assert {answer.status_code for answer in answers} == {202}, Counter(answer.text for answer in answers)
     ids = {answer.json()["id"] for answer in answers}
     assert len(ids) == 1
-    assert [job.id for job in client.jobs(type="sanitise")] == list(ids)
+    assert {job.id for job in client.jobs(type="sanitise")} - earlier == ids
     client.cancel(ids.pop())
