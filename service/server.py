@@ -13,17 +13,21 @@ from service.api.problems import problem
 from service.settings import Settings
 
 GRACE_SECONDS = 5
+IDLE_SECONDS = 0.5
 MOST_HEAD_BYTES = 64 * 1024
 
 
-class BoundedHead(HttpToolsProtocol):
-    """Refuses a request line and headers of more than MOST_HEAD_BYTES, give or take one read: the parser has no end.
+class Connection(HttpToolsProtocol):
+    """One client's connection.
 
-    What is no HTTP never comes to the application, and is answered in its form all the same.
+    It refuses a request line and headers of more than MOST_HEAD_BYTES, give or take one read: the parser has no end.
+    What is no HTTP never comes to the application, and is answered in its form all the same. When the server stops, a
+    request that is on its way over an idle connection is still answered, if it comes within IDLE_SECONDS.
     """
 
     _in_head = False
     _head_bytes = 0
+    _leaving = False
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -47,6 +51,22 @@ class BoundedHead(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+        if self._leaving and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        if self._idle():
+            self._leaving = True
+            self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
+        else:
+            super().shutdown()
+
+    def _close_if_idle(self) -> None:
+        if self._idle():
+            self.transport.close()
+
+    def _idle(self) -> bool:
+        return self.cycle is None or bool(self.cycle.response_complete)
 
 
 class Server(uvicorn.Server):
@@ -64,7 +84,7 @@ class Server(uvicorn.Server):
             app,
             host=settings.host,
             port=settings.port,
-            http=BoundedHead,
+            http=Connection,
             loop="uvloop",
             log_config=None,
             access_log=False,

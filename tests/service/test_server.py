@@ -1,9 +1,11 @@
-"""The server before the application: heads without an end are refused, all others go on."""
+"""The server before the application: heads without an end are refused, and its end loses no request on its way."""
 
 from __future__ import annotations
 
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from service.app import create_app
 from service.auth import ensure_admin_key
-from service.server import MOST_HEAD_BYTES
+from service.server import GRACE_SECONDS, IDLE_SECONDS, MOST_HEAD_BYTES
 from service.settings import Settings
 from tests.service.live import serving
 from tests.service.migrated import migrated
@@ -72,5 +74,32 @@ def test_requests_one_after_the_other_are_counted_each_for_itself(address: tuple
 
 def test_many_requests_at_once_and_a_body_are_no_long_head(address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=20) as connection:
-        connection.sendall((ASKED + b"\r\n") * 2000 + ASKED + b"Connection: close\r\n\r\n")
-        assert answers(connection).count(b"HTTP/1.1 200 ") == 2001
+        padded = ASKED + b"X: " + b"y" * 400 + b"\r\n\r\n"
+        connection.sendall(padded * 200 + ASKED + b"Connection: close\r\n\r\n")
+        assert answers(connection).count(b"HTTP/1.1 200 ") == 201
+
+
+@pytest.mark.parametrize("asked_before", [0, 1])
+def test_a_request_on_its_way_while_the_server_stops_is_answered_and_the_last(
+    tmp_path: Path, asked_before: int
+) -> None:
+    settings: Settings = migrated(Settings(home=tmp_path).resolved())
+    with serving(create_app(settings), key=ensure_admin_key(settings)) as client:
+        connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
+        for _ in range(asked_before):
+            connection.sendall(ASKED + b"\r\n")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        ended = threading.Timer(0.2, lambda: connection.sendall(ASKED + b"\r\n"))
+        ended.start()
+    with connection:
+        assert answers(connection).count(b"HTTP/1.1 200 ") == 1
+
+
+def test_a_connection_that_asks_nothing_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    settings: Settings = migrated(Settings(home=tmp_path).resolved())
+    with serving(create_app(settings), key=ensure_admin_key(settings)) as client:
+        connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
+        begun = time.monotonic()
+    with connection:
+        assert answers(connection) == b""
+    assert IDLE_SECONDS <= time.monotonic() - begun < GRACE_SECONDS
