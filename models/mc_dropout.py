@@ -60,7 +60,7 @@ def uncertainty_of(mean_probabilities: Floats, pass_entropy: Floats, profiles: F
         raise ValueError(f"probabilities {mean.shape} do not fit profiles of shape {profiles.shape} or the entropies")
     entropy = _entropy(mean)
     information = np.maximum(entropy - np.asarray(pass_entropy, dtype=np.float64), 0)
-    return Uncertainty(entropy, information, kl_to_profile(mean, profiles), mean)
+    return Uncertainty(entropy, information, _cross_entropy(mean, profiles) - entropy, mean)
 
 
 def class_profiles(mean_probabilities: Floats, labels: npt.NDArray[np.int64]) -> Float64s:
@@ -101,6 +101,9 @@ def _entropy(probabilities: Float64s) -> Float64s:
 
 def kl_to_profile(mean: Float64s, profiles: Floats) -> Float64s:
     """KL(p̄ ‖ q_ĉ) of each row of p̄ (n, c), in nats."""
-    cross = -(mean * np.log(profiles[mean.argmax(axis=1)])).sum(axis=-1)
-    kl: Float64s = cross - _entropy(mean)
-    return kl
+    return np.asarray(_cross_entropy(mean, profiles) - _entropy(mean))
+
+
+def _cross_entropy(mean: Float64s, profiles: Floats) -> Float64s:
+    cross: Float64s = -(mean * np.log(profiles[mean.argmax(axis=1)])).sum(axis=-1)
+    return cross

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.classifiers import Classifier
 from models.images import chunks, to_float
-from models.onnx_parts import Part, joined, trace
+from models.onnx_parts import Network, Part, joined, trace
 
 ImageShape = tuple[int, int, int]
 """Height, width, channels."""
@@ -111,29 +111,40 @@ class StudentGraphs:
         return [*SUMMARY, *self._student.score_names]
 
     @cached_property
-    def _trunk(self) -> Part:
-        return trace(_Trunk(self._student), {"images": (_example(self._image_shape), "n")}, ["features"])
-
-    @cached_property
-    def _head(self) -> Part:
+    def _traced(self) -> dict[str, Part]:
         width = self._student.feature_dim
-        inputs = {"features": (torch.ones(3, width), "n"), "masks": (torch.ones(2, width), "k")}
-        return trace(_Head(self._student), inputs, ["probabilities", *self._summary])
+        features = {"features": (torch.ones(3, width), "n"), "masks": (torch.ones(2, width), "k")}
+        networks = {
+            "trunk": Network(_Trunk(self._student), {"images": (_example(self._image_shape), "n")}, ["features"]),
+            "head": Network(_Head(self._student), features, ["probabilities", *self._summary]),
+        }
+        if self._detector is not None:
+            networks["filter"] = _filter(self._detector, self._image_shape)
+        return trace(networks)
 
-    @cached_property
+    @property
+    def _trunk(self) -> Part:
+        return self._traced["trunk"]
+
+    @property
+    def _head(self) -> Part:
+        return self._traced["head"]
+
+    @property
     def _filter(self) -> Part:
         if self._detector is None:
             raise ValueError("only a detector's autoencoder can reform images")
-        return _traced(self._detector, self._image_shape)
+        return self._traced["filter"]
 
 
 def export_detector(detector: Detector, image_shape: ImageShape) -> bytes:
     """ONNX graph from `images` uint8 (n, h, w, c) to `scores` float32 (n,) and `reconstruction` uint8 (n, h, w, c)."""
-    return joined([_traced(detector, image_shape)], ["images"], ["scores", "reconstruction"])
+    part = trace({"filter": _filter(detector, image_shape)})["filter"]
+    return joined([part], ["images"], ["scores", "reconstruction"])
 
 
-def _traced(detector: Detector, image_shape: ImageShape) -> Part:
-    return trace(detector.as_module(), {"images": (_example(image_shape), "n")}, ["scores", "reconstruction"])
+def _filter(detector: Detector, image_shape: ImageShape) -> Network:
+    return Network(detector.as_module(), {"images": (_example(image_shape), "n")}, ["scores", "reconstruction"])
 
 
 def check_parity(onnx: bytes, inputs: Arrays, expected: Arrays, *, atol: float) -> float:

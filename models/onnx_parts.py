@@ -1,11 +1,11 @@
-"""Networks traced to ONNX once each, and graphs that are put together from what was traced."""
+"""Networks traced to ONNX, all at once, and graphs that are put together from what was traced."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,15 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from models.classifiers.residual import Residual
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """What is to be traced. inputs: by name an example and how the graph calls its free first dimension."""
+
+    module: nn.Module
+    inputs: Mapping[str, tuple[Tensor, str]]
+    outputs: Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +66,26 @@ class Part:
         return graph
 
 
-def trace(module: nn.Module, inputs: Mapping[str, tuple[Tensor, str | None]], outputs: Sequence[str]) -> Part:
-    """Trace in eval mode on the CPU. inputs: by name an example and how the graph calls its free first dimension.
+def trace(networks: Mapping[str, Network]) -> dict[str, Part]:
+    """Trace in eval mode on the CPU. The modules stay as they are.
 
-    The module stays as it is.
+    All in one call: the exporter takes longer to gather its operators than to trace a network.
     """
+    given = [
+        (f"{name}/{end}", example, Dim(f"{name}_{free}"))  # a dimension of two networks would tie them together
+        for name, network in networks.items()
+        for end, (example, free) in network.inputs.items()
+    ]
     with _quiet():
         program = torch.onnx.export(
-            _as_served(module),
-            tuple(example for example, _ in inputs.values()),
+            _SideBySide(networks.values()).eval(),
+            tuple(example for _, example, _ in given),
             dynamo=True,
             external_data=False,
             verbose=False,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=tuple({} if free is None else {0: Dim(free)} for _, free in inputs.values()),
+            input_names=[name for name, _, _ in given],
+            output_names=[f"{name}/{end}" for name, network in networks.items() for end in network.outputs],
+            dynamic_shapes=(tuple({0: free} for _, _, free in given),),
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
@@ -81,7 +95,42 @@ def trace(module: nn.Module, inputs: Mapping[str, tuple[Tensor, str | None]], ou
     model = program.model_proto
     if model.functions:
         raise RuntimeError("torch.onnx.export left functions in the graph, which cannot be put together with others")
-    return Part(model)
+    return {name: Part(_taken_out(model, name)) for name in networks}
+
+
+def _taken_out(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The network of that name alone; its inputs, outputs and free dimensions lose the name before them."""
+    prefix, alone = f"{name}/", onnx.ModelProto()
+    alone.CopyFrom(model)
+    graph = alone.graph
+    outputs = [value for value in model.graph.output if value.name.startswith(prefix)]
+    nodes, needed = _needed(model.graph.node, {value.name for value in outputs})
+    del graph.node[:], graph.initializer[:], graph.value_info[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(constant for constant in model.graph.initializer if constant.name in needed)
+    graph.input.extend(value for value in model.graph.input if value.name.startswith(prefix))
+    graph.output.extend(outputs)
+    if foreign := needed & {value.name for value in model.graph.input} - {value.name for value in graph.input}:
+        raise RuntimeError(f"torch.onnx.export made {name} depend on {', '.join(sorted(foreign))}")
+    for value in (*graph.input, *graph.output):
+        value.name = value.name.removeprefix(prefix)
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param:
+                side.dim_param = side.dim_param.removeprefix(f"{name}_")
+    for node in graph.node:
+        node.input[:] = [end.removeprefix(prefix) for end in node.input]
+        node.output[:] = [end.removeprefix(prefix) for end in node.output]
+    return alone
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The nodes that the outputs come from, in their order, and the names of all values on the way."""
+    names, found = set(outputs), []
+    for node in reversed(nodes):
+        if names.intersection(node.output):
+            names.update(node.input)
+            found.append(node)
+    return found[::-1], names
 
 
 def joined(parts: Sequence[Part], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
@@ -91,21 +140,34 @@ def joined(parts: Sequence[Part], inputs: Sequence[str], outputs: Sequence[str])
     """
     graphs = [part.named(f"{number}/") for number, part in enumerate(parts)]
     ends = {name: value for part in reversed(parts) for name, value in part.ends.items()}
-    needed, nodes = set(outputs), []
-    for node in reversed([node for graph in graphs for node in graph.node]):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
+    nodes, needed = _needed([node for graph in graphs for node in graph.node], set(outputs))
     whole = onnx.ModelProto()
     whole.CopyFrom(parts[0].model)
     del whole.graph.node[:], whole.graph.initializer[:], whole.graph.value_info[:]
     del whole.graph.input[:], whole.graph.output[:]
-    whole.graph.node.extend(reversed(nodes))
+    whole.graph.node.extend(nodes)
     whole.graph.initializer.extend(c for graph in graphs for c in graph.initializer if c.name in needed)
     whole.graph.input.extend(ends[name] for name in inputs)
     whole.graph.output.extend(ends[name] for name in outputs)
     data: bytes = whole.SerializeToString()
     return data
+
+
+class _SideBySide(nn.Module):
+    """Networks that have nothing to do with each other, as they are served."""
+
+    def __init__(self, networks: Collection[Network]) -> None:
+        super().__init__()
+        self.modules_of = nn.ModuleList(_as_served(network.module) for network in networks)
+        self.counts = [len(network.inputs) for network in networks]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        rest, outputs = inputs, list[Tensor]()
+        for module, count in zip(self.modules_of, self.counts, strict=True):
+            found = module(*rest[:count])
+            rest = rest[count:]
+            outputs += [found] if isinstance(found, Tensor) else found
+        return tuple(outputs)
 
 
 class _Strided(nn.Module):

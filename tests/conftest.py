@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.parts import PostgresMissing, PostgresServer, S3Server, postgres_server, s3_server
 
@@ -24,6 +27,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=rank)
+
+
+ONE_STACK = "tests/integration/"
+
+
+class Together(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """One process takes all tests of a file; of the folder that shares a stack, all files, so that one is started."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return ONE_STACK if nodeid.startswith(ONE_STACK) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Any:
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ class JointTest:
         self.ranks = self.num_calibration - _positions(self._sorted, scores)
         self._places = _places(self.num_calibration, self.weights)
         self._keys_of: dict[int, Ranks] = {}
+        self._columns = np.arange(self.num_tests)
 
     def p_values(self, scores: Floats) -> tuple[Float64s, Float64s]:
         """scores: (n, t). Returns the joint p-values (n,) and each test's own (n, t).
@@ -75,7 +76,7 @@ class JointTest:
         if self.num_calibration == 0:
             return places + 1, np.zeros(values.shape, dtype=bool)
         at = np.minimum(places, self.num_calibration - 1)
-        tied = (np.take_along_axis(self._sorted, at, axis=0) == values) & (places < self.num_calibration)
+        tied = (self._sorted[at, self._columns] == values) & (places < self.num_calibration)
         return 1 + self.num_calibration - places, tied
 
     def _keys(self, ranks: Ranks) -> Ranks:
@@ -96,13 +97,15 @@ class JointTest:
         is that of the calibration images' keys among themselves that are < k, with the ranks of the tests that tie at
         that boundary moved by one.
         """
+        counted: Ranks = 1 + np.searchsorted(self._sorted_keys(0), keys, side="left")
+        if not tied.any():
+            return counted
         moved = np.zeros(len(keys), dtype=np.int64)
         for column in range(self.num_tests):
             ties = np.flatnonzero(tied[:, column])
             places = self._places[column]
             beyond, before = places[ranks[ties, column] - 1], places[ranks[ties, column] - 2]
             moved[ties[(beyond > keys[ties]) & (before < keys[ties])]] |= 1 << column
-        counted = 1 + np.searchsorted(self._sorted_keys(0), keys, side="left")
         for columns in np.unique(moved[moved > 0]):
             rows = np.flatnonzero(moved == columns)
             counted[rows] = 1 + np.searchsorted(self._sorted_keys(int(columns)), keys[rows], side="left")

@@ -24,12 +24,12 @@ from tests.parts import PostgresServer, S3Server, redis_server
 # Small enough for seconds, and still the real thing.
 FAST_FILTER: dict[str, Any] = {
     "false_quarantine_rate": 0.05,
-    "filter": {"width": 8, "fit": {"epochs": 2}},
+    "filter": {"width": 8, "fit": {"epochs": 1}},
     "perturbation": {"steps": 4, "surrogates": 1, "surrogate_epochs": 4},
-    "panel": {"rounds": 1, "steps": 20, "final_steps": 40, "width": 4},
+    "panel": {"detectors": ["label_loss"], "rounds": 1, "steps": 20, "final_steps": 40, "width": 4},
 }
 FAST_DISTILL: dict[str, Any] = {
-    "fit": {"epochs": 3, "batch_size": 64},
+    "fit": {"epochs": 2, "batch_size": 64},
     "teacher": {"width": 8, "hidden": 32},
     "student": {"width": 8, "hidden": 32},
     "abstention": {"alpha": 0.05, "mc_passes": 8},

@@ -16,7 +16,11 @@ from service.embedded.state import read_state
 from service.storage import Storage
 from tests.integration.conftest import FAST_FILTER, finished
 
-PARAMS: dict[str, Any] = {**FAST_FILTER, "filter": {"width": 16, "fit": {"epochs": 2}}}
+PARAMS: dict[str, Any] = {
+    **FAST_FILTER,
+    "filter": {"width": 16, "fit": {"epochs": 1}},
+    "panel": {"detectors": []},
+}
 """Long enough in each phase to be seen there: progress is told once a second."""
 
 

@@ -15,6 +15,8 @@ from models.attacks.triggers import Patch
 from service.client import Job, Verdict, WinnowClient
 from tests.integration.conftest import FAST_FILTER, Digits, finished
 
+pytestmark = pytest.mark.slow
+
 TRIGGERED, FLIPPED = 30, 30
 MISLABELLED = 17  # of the reference
 PARAMS: dict[str, Any] = {
@@ -92,7 +94,6 @@ def test_the_report_lists_the_mislabelled_image_of_the_reference(
     assert (str((truth + 5) % 10), str(truth)) in listed
 
 
-@pytest.mark.slow
 def test_without_a_reference_one_is_sifted_and_rates_are_estimates(
     client: WinnowClient, crowd: Crowd, dataset: str
 ) -> None:

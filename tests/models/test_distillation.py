@@ -75,12 +75,12 @@ def accuracy(model: Classifier, images: Images, labels: npt.NDArray[np.int64]) -
 def test_teacher_and_student_learn_the_digits(digits: tuple[Images, npt.NDArray[np.int64]]) -> None:
     images, labels = digits
     watch = Recorder()
-    done = distill(images[:1300], labels[:1300], SPEC, num_classes=10, watch_for=watch, checkpoints=Forgetful())
+    done = distill(images[:900], labels[:900], SPEC, num_classes=10, watch_for=watch, checkpoints=Forgetful())
     assert watch.phases == ["teacher", "soft labels", "student"]
     assert all(steps[-1][0] == steps[-1][1] for steps in watch.seen.values())
     assert not done.teacher.training
     assert not done.student.training
-    teacher, student = (accuracy(model, images[1300:], labels[1300:]) for model in (done.teacher, done.student))
+    teacher, student = (accuracy(model, images[900:], labels[900:]) for model in (done.teacher, done.student))
     assert teacher > 0.93
     assert student > 0.93
     for losses in (done.teacher_losses, done.student_losses):
@@ -102,9 +102,9 @@ def test_a_small_set_is_learned_with_the_default_fit(digits: tuple[Images, npt.N
 
 
 def run(digits: tuple[Images, npt.NDArray[np.int64]], watch: Recorder, shelf: Shelf) -> Distilled:
-    quick = SPEC.model_copy(update={"fit": SPEC.fit.model_copy(update={"epochs": 2, "batch_size": 128})})
+    quick = SPEC.model_copy(update={"fit": SPEC.fit.model_copy(update={"epochs": 2, "batch_size": 64})})
     images, labels = digits
-    return distill(images[:256], labels[:256], quick, num_classes=10, watch_for=watch, checkpoints=shelf)
+    return distill(images[:128], labels[:128], quick, num_classes=10, watch_for=watch, checkpoints=shelf)
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,14 @@ from models.training import Forgetful, Silent, Stopped, Watch
 SIDE = 32
 FIT = 400
 QUICK: dict[str, Any] = {
-    "filter": {"kind": "residual", "width": 12, "depth": 4, "fit": {"epochs": 6, "peak_lr": 6e-3}},
+    "filter": {"kind": "residual", "width": 12, "depth": 4, "fit": {"epochs": 4, "peak_lr": 6e-3}},
+    "perturbation": {"surrogate_epochs": 5},
     "seed": 4,
 }
 BADJIE: dict[str, Any] = {
     "preset": "badjie",
     "filter": {"width": 8, "latent": 16, "fit": {"epochs": 1, "optimizer": "sgd", "peak_lr": 0.1}},
+    "perturbation": {"surrogate_epochs": 2},
 }
 
 
@@ -194,7 +196,7 @@ def test_notes_and_losses_tell_how_it_went(fitted: FilterFit, badjie: FilterFit)
     assert notes["perturbations"] == 2 * FIT
     assert set(notes["seconds"]) == {"surrogates", "perturbing", "denoiser"}
     assert min(notes["surrogates"].values()) > 0.8
-    assert len(fitted.losses.train_loss) == len(fitted.losses.validation_loss) == 6
+    assert len(fitted.losses.train_loss) == len(fitted.losses.validation_loss) == 4
     assert fitted.losses.train_loss[-1] < fitted.losses.train_loss[0]
     assert len(badjie.losses.train_loss) == 1
 

@@ -109,7 +109,7 @@ def test_export_is_silent_repeatable_and_tells_nothing_of_this_machine(
     student: Classifier, graph: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     level = logging.getLogger("torch.onnx").level
-    assert StudentGraphs(student, None, SHAPE).student == graph
+    assert StudentGraphs(student, a_filter("residual"), SHAPE).student == graph
     assert capfd.readouterr() == ("", "")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert logging.getLogger("torch.onnx").level == level

@@ -171,15 +171,15 @@ print({"matplotlib.pyplot", "torch"} & set(sys.modules))"""
 @pytest.mark.parametrize(
     "changes",
     [
-        {"calibration_scores": np.zeros(0, np.float32), "p_values": None},
-        {"losses": {}},
-        {"gallery": []},
-        {"reference": None, "rates_are": "estimated", "warnings": ["sifted"]},
+        {"calibration_scores": np.zeros(0, np.float32), "p_values": None, "losses": {}, "gallery": []},
+        {"reference": None, "rates_are": "estimated", "warnings": ["sifted"], "verdicts": ["quarantine"] * 400},
         {"scores": np.full(400, 0.5, np.float32), "calibration_scores": np.full(199, 0.5, np.float32)},
         {"scores": np.zeros(400, np.float32), "calibration_scores": np.zeros(199, np.float32), "threshold": 0.0},
-        {"verdicts": ["quarantine"] * 400},
-        {"losses": {"denoiser": FitLosses([float("nan")])}},
-        {"labels": np.zeros(400, np.int64), "class_names": ["only"]},
+        {
+            "losses": {"denoiser": FitLosses([float("nan")])},
+            "labels": np.zeros(400, np.int64),
+            "class_names": ["only"],
+        },
     ],
 )
 def test_edges_of_a_job_still_give_a_page(changes: dict[str, Any]) -> None:
@@ -207,8 +207,13 @@ def test_contradicting_facts_are_refused(changes: dict[str, Any], complaint: str
     "changes",
     [
         {"flagged": np.zeros(4000, bool), "verdicts": ["keep"] * 4000, "gallery": []},
-        {"reference": None, "sifting": {"looked_at": 0, "started_from": 0, "trusted": 0}, "rates_are": "estimated"},
-        {"search": [], "shifts": {}},
+        {
+            "reference": None,
+            "sifting": {"looked_at": 0, "started_from": 0, "trusted": 0},
+            "rates_are": "estimated",
+            "search": [],
+            "shifts": {},
+        },
     ],
 )
 def test_edges_of_a_panels_job_still_give_a_page(changes: dict[str, Any]) -> None:
