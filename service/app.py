@@ -94,12 +94,13 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Winnow", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     app.state.storage = storage
     _keep(app, settings, database, doorbell, engine, production)
+    app.add_middleware(infer.Shortcut)
     app.add_middleware(access.Keys)
     app.add_middleware(access.RequestIds)
     app.add_middleware(metrics.Measured)  # added last, so met first
     problems.install(app)
     app.openapi = partial(described, app)  # type: ignore[method-assign] # as FastAPI documents it
-    app.router.routes[:0] = infer.routes  # before all others: it is the hot path
+    app.router.routes[:0] = infer.routes
     for part in PARTS:
         app.include_router(part.router)
     return app

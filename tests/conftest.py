@@ -29,14 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
-ONE_STACK = "tests/integration/"
+SHARING = ("tests/integration/", "tests/worker/test_report")
+"""Files that share what is made once for a process: a running stack, rendered pages."""
 
 
 class Together(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """One process takes all tests of a file; of the folder that shares a stack, all files, so that one is started."""
+    """One process takes all tests of a file, and of those that share something all files."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return ONE_STACK if nodeid.startswith(ONE_STACK) else nodeid.partition("::")[0]
+        return next((start for start in SHARING if nodeid.startswith(start)), nodeid.partition("::")[0])
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Any:

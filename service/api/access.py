@@ -57,7 +57,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         sent = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
-        request_id = sent if re.fullmatch(r"[\w.-]{1,64}", sent) else secrets.token_hex(8)
+        request_id = sent if sent and re.fullmatch(r"[\w.-]{1,64}", sent) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.monotonic()
         status = 500

@@ -1,10 +1,11 @@
-"""Takes the body of a prediction request into memory: bounded while it streams, and within a time."""
+"""Takes the body of a request into memory: bounded while it streams, and within a time."""
 
 from __future__ import annotations
 
 import asyncio
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
+from starlette.types import Receive
 
 from service.serving.errors import BadImages, BodyTooLarge, BodyTooSlow
 
@@ -12,25 +13,31 @@ PATIENT_BYTES = 64 * 1024 * 1024  # of a body already refused, read on so that i
 
 
 async def read_body(request: Request, *, max_bytes: int, within_seconds: float) -> bytes:
-    """Raises BodyTooLarge, BodyTooSlow, or BadImages where the sender went away."""
+    """As `receive_body`."""
+    announced = request.headers.get("content-length", "0")
+    return await receive_body(request.receive, announced, max_bytes=max_bytes, within_seconds=within_seconds)
+
+
+async def receive_body(receive: Receive, announced: str, *, max_bytes: int, within_seconds: float) -> bytes:
+    """announced: its Content-Length. Raises BodyTooLarge, BodyTooSlow, or BadImages where the sender went away."""
+    if announced.isdecimal() and int(announced) > max_bytes + PATIENT_BYTES:
+        raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(within_seconds):
-            return await _collect(request, max_bytes)
+            return await _collect(receive, max_bytes)
     except TimeoutError as error:
         raise BodyTooSlow(
             f"The body did not arrive within {within_seconds:g} s. Send fewer images at once.", retry_after_seconds=1
         ) from error
-    except ClientDisconnect as error:
-        raise BadImages("The connection ended before the body did.", code="body_cut_short") from error
 
 
-async def _collect(request: Request, max_bytes: int) -> bytes:
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > max_bytes + PATIENT_BYTES:
-        raise _too_large(max_bytes)
-    body = bytearray()
-    refused = 0
-    async for chunk in request.stream():
+async def _collect(receive: Receive, max_bytes: int) -> bytes:
+    body, refused, more = bytearray(), 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadImages("The connection ended before the body did.", code="body_cut_short")
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         if refused or len(body) + len(chunk) > max_bytes:
             body.clear()
             refused += len(chunk)

@@ -95,9 +95,9 @@ class Calling:
         """images: (n, h, w, c), n at least 1. Raises ModelFault."""
         found = self._run(images)
         finite = np.ones(len(images), bool)
-        for values in found.values():
-            finite &= np.isfinite(values.reshape(len(images), -1)).all(axis=1)
-        if not finite.all():
+        if not all(np.isfinite(values).all() for values in found.values()):
+            for values in found.values():
+                finite &= np.isfinite(values.reshape(len(images), -1)).all(axis=1)
             found = {name: np.where(np.isfinite(values), values, 0) for name, values in found.items()}
         unsure = uncertainty_of(
             found["mean_probabilities"], found["class_entropy"].sum(axis=1, dtype=np.float64), self.calibration.profiles

@@ -107,8 +107,7 @@ def test_labels_outside_the_classes_are_refused() -> None:
         class_profiles(np.full((2, 3), 1 / 3), np.array([0, 3]))
 
 
-@pytest.mark.parametrize("detector", [True, False])
-@pytest.mark.parametrize("given_profiles", [True, False])
+@pytest.mark.parametrize(("detector", "given_profiles"), [(True, False), (False, True)])
 def test_clean_images_are_refused_at_alpha_neither_more_nor_less(detector: bool, given_profiles: bool) -> None:
     """Over 250 draws of calibration and test images, the refused share is that of the beta-binomial law."""
     rng, n, n_test, draws = np.random.default_rng(5), 265, 80, 250

@@ -101,14 +101,20 @@ def test_a_small_set_is_learned_with_the_default_fit(digits: tuple[Images, npt.N
     assert accuracy(done.student, images[200:], labels[200:]) > 0.9
 
 
+@pytest.fixture
+def short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is given, not of at least thousands."""
+    monkeypatch.setattr("models.distillation.distilling.SAMPLES_AN_EPOCH", 1)
+
+
 def run(digits: tuple[Images, npt.NDArray[np.int64]], watch: Recorder, shelf: Shelf) -> Distilled:
     quick = SPEC.model_copy(update={"fit": SPEC.fit.model_copy(update={"epochs": 2, "batch_size": 64})})
     images, labels = digits
     return distill(images[:128], labels[:128], quick, num_classes=10, watch_for=watch, checkpoints=shelf)
 
 
-@pytest.fixture(scope="module")
-def straight(digits: tuple[Images, npt.NDArray[np.int64]]) -> Distilled:
+@pytest.fixture
+def straight(digits: tuple[Images, npt.NDArray[np.int64]], short_epochs: None) -> Distilled:
     return run(digits, Recorder(), Shelf())
 
 
@@ -128,6 +134,7 @@ def test_stopped_and_resumed_ends_where_it_would_have_ended(
     assert resumed.student_losses == straight.student_losses
 
 
+@pytest.mark.usefixtures("short_epochs")
 def test_another_seed_is_another_network(digits: tuple[Images, npt.NDArray[np.int64]]) -> None:
     images, labels = digits
     spec = SPEC.model_copy(update={"fit": SPEC.fit.model_copy(update={"epochs": 1, "batch_size": 256})})

@@ -245,6 +245,7 @@ def test_a_sampled_score_depends_on_the_seed_and_on_no_other_image(
     assert np.array_equal(still.score(images), Filter.load(sampled.state(), scaled).score(images))
 
 
+@pytest.mark.slow
 def test_it_exports_with_its_draw(sampled: Filter, digits: tuple[Images, npt.NDArray[np.int64]]) -> None:
     images = digits[0][900:905]
     expected: dict[str, npt.NDArray[Any]] = {

@@ -1,18 +1,23 @@
-"""Inference over the protocol: the hot path, so a bare route without validation by models."""
+"""Inference over the protocol: the hot path, so a bare ASGI application without validation by models."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
+from sqlalchemy.exc import OperationalError
+from starlette.datastructures import Headers, State
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import auth
+from service.api import problems
 from service.api.access import Needs
-from service.api.bodies import read_body
+from service.api.bodies import receive_body
+from service.errors import WinnowError
 from service.references import ModelRef, parse_model_ref
-from service.scopes import Scope
+from service.scopes import Scope as KeyScope
 from service.serving.engine import Engine
 from service.serving.protocol.errors import BadInferenceRequest
 from service.serving.protocol.outputs import answer
@@ -25,31 +30,53 @@ SMALL_BYTES = 128 * 1024
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
-async def infer(request: Request) -> Response:
+class Infer:
     """One request, answered by one version."""
-    key: ApiKey = request.state.key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            content, header = await _answered(scope, receive)
+        except (WinnowError, OperationalError) as error:
+            refused = await problems.answer(Request(scope), error)
+            await refused(scope, receive, send)
+            return
+        kind = b"application/json" if header is None else b"application/octet-stream"
+        headers = [(b"content-length", b"%d" % len(content)), (b"content-type", kind)]
+        if header is not None:
+            headers.append((HEADER_LENGTH.lower().encode(), b"%d" % header))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+
+async def _answered(scope: Scope, receive: Receive) -> tuple[bytes, int | None]:
+    """The body, and the length of its JSON where bytes follow it."""
+    key: ApiKey = scope["state"]["key"]
     auth.check_scopes(key, NEEDS.scopes)
-    reference = model_of(request.path_params["model"], request.path_params.get("version"))
-    state = request.app.state
+    told: dict[str, str] = scope["path_params"]
+    reference = model_of(told["model"], told.get("version"))
+    state: State = scope["app"].state
     engine: Engine = state.engine
     with engine.admit(tenant=key.tenant):
         began = time.monotonic()
-        body = await read_body(request, max_bytes=state.settings.max_predict_bytes, within_seconds=BODY_SECONDS)
-        encoding = request.headers.get("content-encoding", "").strip().lower()
-        length = request.headers.get(HEADER_LENGTH)
-
-        def read() -> InferenceRequest:
-            whole = unpacked(body, encoding, most=state.settings.max_predict_bytes)
-            return read_request(whole, length, most_images=state.settings.max_predict_images)
-
-        small = len(body) <= SMALL_BYTES and not encoding
-        asked = read() if small else await engine.off_loop(read)
+        asked = await _read(Headers(scope=scope), receive, state)
         deadline = None if asked.timeout_s is None else began + asked.timeout_s
         answers = await engine.infer(reference, asked.images, asked.options, tenant=key.tenant, deadline=deadline)
-    content, header = answer(answers, asked.outputs, asked.id)
-    if header is None:
-        return Response(content, media_type="application/json")
-    return Response(content, media_type="application/octet-stream", headers={HEADER_LENGTH: str(header)})
+    return answer(answers, asked.outputs, asked.id)
+
+
+async def _read(headers: Headers, receive: Receive, state: State) -> InferenceRequest:
+    most = state.settings.max_predict_bytes
+    announced = headers.get("content-length", "0")
+    body = await receive_body(receive, announced, max_bytes=most, within_seconds=BODY_SECONDS)
+    encoding = headers.get("content-encoding", "").strip().lower()
+    length = headers.get(HEADER_LENGTH)
+
+    def read() -> InferenceRequest:
+        whole = unpacked(body, encoding, most=most)
+        return read_request(whole, length, most_images=state.settings.max_predict_images)
+
+    small = len(body) <= SMALL_BYTES and not encoding
+    return read() if small else await state.engine.off_loop(read)
 
 
 def model_of(model: str, version: str | None) -> ModelRef:
@@ -65,9 +92,26 @@ def model_of(model: str, version: str | None) -> ModelRef:
 class InferRoute(Route):
     """Declares what it needs as the other routes do."""
 
-    needs = (Needs(Scope.PREDICT),)
+    needs = (Needs(KeyScope.PREDICT),)
 
 
 NEEDS = InferRoute.needs[0]
 PATHS = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
-routes = [InferRoute(path, infer, methods=["POST"]) for path in PATHS]
+routes = [InferRoute(path, Infer(), methods=["POST"]) for path in PATHS]
+
+
+class Shortcut:
+    """Takes inference straight to its route: the layers between cost as much as an answer, and do nothing for it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/infer"):
+            for route in routes:
+                if (found := route.path_regex.match(scope["path"])) is not None:
+                    taken: dict[str, Any] = {"route": route, "path_params": found.groupdict()}
+                    scope.update(taken)
+                    await route.app(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
