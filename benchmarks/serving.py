@@ -6,7 +6,6 @@ Run it on a machine that does nothing else: most rows are ratios of two things m
 from __future__ import annotations
 
 import argparse
-import asyncio
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import uvloop
 from numpy.typing import NDArray
 
 from benchmarks.harness import ClaimRow, report, row
@@ -99,7 +99,7 @@ def bare_throughput(home: Home, *, threads: int, seconds: float) -> float:
 def throughput(home: Home, port: int, seconds: float, cores: int) -> tuple[list[ClaimRow], float]:
     requests = [infer_request(home, index) for index in range(256)]
     bare = bare_throughput(home, threads=cores, seconds=seconds / 4)
-    tally = asyncio.run(closed_loop(port, requests, clients=CLIENTS, seconds=seconds))
+    tally = uvloop.run(closed_loop(port, requests, clients=CLIENTS, seconds=seconds))
     bare = (bare + bare_throughput(home, threads=cores, seconds=seconds / 4)) / 2
     per_second = tally.count(200) / tally.seconds
     ratio = per_second / bare
@@ -155,7 +155,7 @@ def _with_first(images: NDArray[np.uint8], start: int, count: int) -> NDArray[np
 
 def overload(home: Home, port: int, pid: int, peak: float, seconds: float) -> list[ClaimRow]:
     requests, before = [infer_request(home, index) for index in range(256)], resident_bytes(pid)
-    tally = asyncio.run(open_loop(port, requests, per_second=5 * peak, seconds=seconds))
+    tally = uvloop.run(open_loop(port, requests, per_second=5 * peak, seconds=seconds))
     goodput = tally.count(200) / tally.seconds / peak
     refused = [seconds for status in (429, 503) for seconds in tally.latencies.get(status, [])]
     others = sum(tally.count(status) for status in tally.latencies if status not in (200, 429, 503)) + tally.failures

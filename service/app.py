@@ -30,6 +30,7 @@ from service.api import (
     webhooks,
 )
 from service.api.inference import describing, infer
+from service.api.known_keys import KnownKeys
 from service.api.openapi import described
 from service.db import Database
 from service.events.feeds import Feeds
@@ -116,6 +117,7 @@ def _keep(
     app.state.metrics, app.state.telemetry = production.metrics, production.telemetry
     app.state.drift, app.state.statistics = production.drift, production.statistics
     app.state.sampler = production.sampler
+    app.state.known_keys = KnownKeys()
     app.state.orders = Orders()
     app.state.standings = Standings()
     app.state.feeds = Feeds(database, most_listeners=settings.most_listeners)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.api.inference.turning_away import refusal
 from service.api.problems import problem
 from service.settings import Settings
 
@@ -22,12 +24,14 @@ class Connection(HttpToolsProtocol):
 
     It refuses a request line and headers of more than MOST_HEAD_BYTES, give or take one read: the parser has no end.
     What is no HTTP never comes to the application, and is answered in its form all the same. When the server stops, a
-    request that is on its way over an idle connection is still answered, if it comes within IDLE_SECONDS.
+    request that is on its way over an idle connection is still answered, if it comes within IDLE_SECONDS. Inference is
+    refused here while there is no place for it.
     """
 
     _in_head = False
     _head_bytes = 0
     _leaving = False
+    _refusal: Response | None = None  # of the request that is being read
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -38,10 +42,7 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:
-        body = bytes(problem(400, "bad_request", msg).body)
-        lines = ["HTTP/1.1 400 Bad Request", "content-type: application/problem+json", f"content-length: {len(body)}"]
-        head = "\r\n".join([*lines, "connection: close", "", ""])
-        self.transport.write(head.encode("ascii") + body)
+        self.transport.write(_as_http(problem(400, "bad_request", msg, headers={"connection": "close"})))
         self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -50,9 +51,28 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self._idle() and self.parser.get_method() == b"POST":
+            path = self.url.partition(b"?")[0].decode("ascii", "replace")
+            self._refusal = refusal(self.config.app.state, path, self.headers)  # type: ignore[union-attr]
+        if self._refusal is not None:
+            return
         super().on_headers_complete()
         if self._leaving and self.cycle is not None:
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        if self._refusal is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._refusal is None:
+            super().on_message_complete()
+            return
+        answer, self._refusal = self._refusal, None
+        self.transport.write(_as_http(answer))
+        if self._leaving or self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive():
+            self.transport.close()
+        self.on_response_complete()
 
     def shutdown(self) -> None:
         if self._idle():
@@ -67,6 +87,11 @@ class Connection(HttpToolsProtocol):
 
     def _idle(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)
+
+
+def _as_http(answer: Response) -> bytes:
+    lines = [STATUS_LINE[answer.status_code], *(b"%s: %s\r\n" % header for header in answer.raw_headers), b"\r\n"]
+    return b"".join(lines) + bytes(answer.body)
 
 
 class Server(uvicorn.Server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import structlog
@@ -56,8 +57,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
-        request_id = sent if sent and re.fullmatch(r"[\w.-]{1,64}", sent) else secrets.token_hex(8)
+        request_id = request_id_of(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.monotonic()
         status = 500
@@ -80,18 +80,28 @@ class RequestIds:
                 tell("request", client=client, **told)
 
 
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's, where usable; else a new one."""
+    sent = next((value for name, value in headers if name == REQUEST_ID.encode()), b"").decode("latin-1")
+    return sent if re.fullmatch(r"[\w.-]{1,64}", sent) else secrets.token_hex(8)
+
+
+def bearer_of(authorization: str) -> str | None:
+    """The key in an Authorization header."""
+    scheme, _, text = authorization.partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else None
+
+
 class Keys:
     """Lets nothing past without a valid key but what is public, before a byte of the body is read or a route found."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._buckets = Buckets()
-        self._known = KnownKeys()
 
     async def __call__(self, scope: types.Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC:
-            scheme, _, text = Headers(scope=scope).get("authorization", "").partition(" ")
-            sent = text.strip() if scheme.lower() == "bearer" else None
+            sent = bearer_of(Headers(scope=scope).get("authorization", ""))
             try:
                 key = await self._key(scope, sent)
                 self._limit(key, scope["app"].state.settings.requests_per_second)
@@ -102,18 +112,23 @@ class Keys:
             scope.setdefault("state", {}).update(bounds(scope["app"].state, key))
         await self._app(scope, receive, send)
         if scope["type"] == "http" and scope["path"].startswith(KEYS_CHANGE_UNDER):
-            self._known.forget()
+            known_keys(scope["app"].state).forget()
 
     async def _key(self, scope: types.Scope, sent: str | None) -> ApiKey:
-        database = scope["app"].state.database
+        state = scope["app"].state
         if is_inference(scope):
-            return await self._known.authenticate(database, sent)
-        return await run_in_threadpool(auth.authenticate, database, sent)
+            return await known_keys(state).authenticate(state.database, sent)
+        return await run_in_threadpool(auth.authenticate, state.database, sent)
 
     def _limit(self, key: ApiKey, otherwise: float | None) -> None:
         per_second = key.requests_per_second or otherwise
         if per_second is not None:
             self._buckets.take(key.id, per_second)
+
+
+def known_keys(everything: State) -> KnownKeys:
+    known: KnownKeys = everything.known_keys
+    return known
 
 
 def is_inference(scope: types.Scope) -> bool:

@@ -40,9 +40,13 @@ class KnownKeys:
 
     async def authenticate(self, database: Database, text: str | None) -> ApiKey:
         """Raises Unauthorized, and what the database raises."""
+        return self.peek(database, text) or await self._ask(database, text)
+
+    def peek(self, database: Database, text: str | None) -> ApiKey | None:
+        """The key, where it is known. Raises Unauthorized where it has ended since."""
         known = None if text is None else self._known.get(text)
         if known is None or text is None or self._age(known) > KNOWN_SECONDS:
-            return await self._ask(database, text)
+            return None
         if self._age(known) > RENEWED_AFTER_SECONDS and known.renewal is None:
             known.renewal = asyncio.create_task(self._renew(database, text))
         if (refused := auth.why_not(known.key, known.digest)) is not None:

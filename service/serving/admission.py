@@ -53,9 +53,18 @@ class Gate:
         finally:
             self._give_back(tenant, self._clock() - began)
 
+    def turn_away(self, tenant: str = "") -> WinnowError | None:
+        """The refusal where there is no place at all; None where `enter` is to be asked."""
+        with self._lock:
+            refused = self._take(tenant, self._clock()) if self._total >= self._places else None
+        if refused is not None:
+            for tell in self.refusals:
+                tell(tenant, refused)
+        return refused
+
     def _take(self, tenant: str, present: float) -> WinnowError | None:
         self._came[tenant] = present
-        if self._total == self._places:
+        if self._total >= self._places:
             return QueueFull(
                 f"{self._places} prediction requests are already in house. Come back later, or send fewer at once.",
                 retry_after_seconds=self._retry_after(),

@@ -102,6 +102,10 @@ class Engine:
             raise _closed()
         return self._gate.enter(tenant)
 
+    def turn_away(self, *, tenant: str = DEFAULT) -> WinnowError | None:
+        """The refusal where no request has a place; None where `admit` is to be asked."""
+        return self._gate.turn_away(tenant)
+
     async def infer(
         self,
         model: str | ModelRef,

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+import structlog
 
 from service.errors import WinnowError
 from service.metrics import Metrics
 from service.serving.answers import DEFAULTS, Answers, Observed, Options
+
+log = structlog.get_logger()
 
 MOST_WAITING = 8192
 GATHER_S = 0.1
@@ -93,6 +96,7 @@ class Telemetry:
             self._count_images(seen)
             for code, times in Counter(item for item in items if isinstance(item, str)).items():
                 self.metrics.refusals.labels(code).inc(times)
+                log.info("inference requests turned away", code=code, times=times)
             for each in seen:
                 for take in self.takers:
                     take(each)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,55 @@ def test_many_requests_at_once_and_a_body_are_no_long_head(address: tuple[str, i
         padded = ASKED + b"X: " + b"y" * 400 + b"\r\n\r\n"
         connection.sendall(padded * 200 + ASKED + b"Connection: close\r\n\r\n")
         assert answers(connection).count(b"HTTP/1.1 200 ") == 201
+
+
+INFER = b"POST /v2/models/signs/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n"
+
+
+def asked(connection: socket.socket, sent: bytes) -> tuple[bytes, dict[str, object]]:
+    """Head and body of one answer, over a connection that is kept."""
+    connection.sendall(sent)
+    got = b""
+    while b"\r\n\r\n" not in got:
+        got += connection.recv(65_536)
+    head, _, body = got.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0])
+    while len(body) < length:
+        body += connection.recv(65_536)
+    return head.lower(), json.loads(body)
+
+
+def test_a_full_house_refuses_who_is_known_before_the_application_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: Settings = migrated(Settings(home=tmp_path, serving_threads=1, predict_queue=1).resolved())
+    app, key = create_app(settings), ensure_admin_key(settings)
+    engine = app.state.engine
+    head = INFER + b"Authorization: Bearer " + key.encode() + b"\r\n"
+    with serving(app, key=key) as client, ExitStack() as inside:
+        connection = inside.enter_context(
+            socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
+        )
+        for _ in range(2):
+            inside.enter_context(engine.admit())
+        slow, told_slowly = asked(connection, head + b"\r\n{}")
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "admit", None)  # whoever comes as far as that fails
+            quick, told = asked(connection, head + b"X-Request-Id: mine\r\n\r\n{}")
+            assert asked(connection, head + b"\r\n{}")[0].startswith(b"http/1.1 503 ")
+            unknown, _ = asked(connection, INFER + b"Authorization: Bearer wk_no\r\n\r\n{}")
+        assert slow.startswith(b"http/1.1 503 ") and quick.startswith(b"http/1.1 503 ")
+        assert told == told_slowly and told["code"] == "queue_full"
+        assert b"\r\nretry-after: 1\r\n" in quick and b"\r\nx-request-id: mine\r\n" in quick
+        assert unknown.startswith(b"http/1.1 401 ")
+        counted = client.get("/metrics").text
+        assert 'winnow_inference_refusals_total{code="queue_full"} 3.0' in counted
+        assert re.search(
+            r'winnow_http_requests_total\{.*route="/v2/models/\{model\}/infer".*status="503"\} 3.0', counted
+        )
+        inside.close()
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as again:
+            assert asked(again, head + b"\r\n{}")[1]["code"] == "bad_inference_request"
 
 
 @pytest.mark.parametrize("asked_before", [0, 1])
