@@ -37,21 +37,23 @@ class KnownKeys:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._known: dict[str, Known] = {}
+        self._asked: dict[str, asyncio.Task[ApiKey]] = {}
 
     async def authenticate(self, database: Database, text: str | None) -> ApiKey:
         """Raises Unauthorized, and what the database raises."""
-        return self.peek(database, text) or await self._ask(database, text)
-
-    def peek(self, database: Database, text: str | None) -> ApiKey | None:
-        """The key, where it is known. Raises Unauthorized where it has ended since."""
         known = None if text is None else self._known.get(text)
         if known is None or text is None or self._age(known) > KNOWN_SECONDS:
-            return None
+            return await self._ask(database, text)
         if self._age(known) > RENEWED_AFTER_SECONDS and known.renewal is None:
             known.renewal = asyncio.create_task(self._renew(database, text))
         if (refused := auth.why_not(known.key, known.digest)) is not None:
             raise refused
         return known.key
+
+    def tenant(self, text: str | None) -> str | None:
+        """Whose key it was when it was last seen, however long ago: enough to refuse by, not to let in."""
+        known = None if text is None else self._known.get(text)
+        return None if known is None else known.key.tenant
 
     def forget(self) -> None:
         """Some key has changed."""
@@ -67,10 +69,19 @@ class KnownKeys:
             self._known.pop(text, None)
 
     async def _ask(self, database: Database, text: str | None) -> ApiKey:
+        """One question to the database, however many wait for its answer."""
+        if text is None:
+            return await run_in_threadpool(auth.authenticate, database, text)
+        task = self._asked.get(text)
+        if task is None:
+            task = self._asked[text] = asyncio.create_task(self._look(database, text))
+            task.add_done_callback(lambda _: self._asked.pop(text, None))
+        return await asyncio.shield(task)
+
+    async def _look(self, database: Database, text: str) -> ApiKey:
         began = self._clock()
         key = await run_in_threadpool(auth.authenticate, database, text)
-        if text is not None:
-            if len(self._known) >= MOST:
-                self._known.clear()
-            self._known[text] = Known(key, auth.digest_of(text), began)
+        if len(self._known) >= MOST:
+            self._known.clear()
+        self._known[text] = Known(key, auth.digest_of(text), began)
         return key

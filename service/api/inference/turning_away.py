@@ -14,7 +14,6 @@ from starlette.responses import Response
 from service.api.access import REQUEST_ID, bearer_of, known_keys, request_id_of
 from service.api.inference.infer import routes
 from service.api.problems import problem, status_of
-from service.errors import Unauthorized
 from service.serving.engine import Engine
 from service.serving.errors import QueueFull
 from service.serving.telemetry import Answered
@@ -34,7 +33,7 @@ def refusal(state: State, path: str, headers: Sequence[tuple[bytes, bytes]]) -> 
     sent = dict(headers)
     if route is None or b"expect" in sent or not _is_small(sent):
         return None
-    tenant = _tenant(state, sent)
+    tenant = known_keys(state).tenant(bearer_of(sent.get(b"authorization", b"").decode("latin-1")))
     engine: Engine = state.engine
     error = None if tenant is None else engine.turn_away(tenant=tenant)
     if not isinstance(error, QueueFull):
@@ -47,11 +46,3 @@ def refusal(state: State, path: str, headers: Sequence[tuple[bytes, bytes]]) -> 
 def _is_small(sent: dict[bytes, bytes]) -> bool:
     length = sent.get(b"content-length", b"")
     return length.isdigit() and int(length) <= LARGEST_BYTES
-
-
-def _tenant(state: State, sent: dict[bytes, bytes]) -> str | None:
-    try:
-        key = known_keys(state).peek(state.database, bearer_of(sent.get(b"authorization", b"").decode("latin-1")))
-    except Unauthorized:
-        return None
-    return None if key is None else key.tenant
