@@ -60,6 +60,7 @@ def test_pixels_at_0_and_1_move() -> None:
     assert ((x_adv != x) & (x == 1)).any()
 
 
+@pytest.mark.slow
 def test_more_confidence_goes_further_and_a_target_is_reached() -> None:
     x, y = recognised(20)
     model = fitted()
@@ -73,6 +74,7 @@ def test_more_confidence_goes_further_and_a_target_is_reached() -> None:
     assert l2(aimed - x).mean() > l2(weak - x).mean()
 
 
+@pytest.mark.slow
 def test_the_search_shortens_the_change() -> None:
     x, y = recognised(20)
     one, many = (carlini_wagner(fitted(), x, y, eps_linf=None, weight=20.0, search_steps=k) for k in (1, 5))

@@ -27,6 +27,7 @@ def test_the_direction_is_the_normal_of_the_boundary() -> None:
     assert torch.cosine_similarity(change, normal.detach()).min() > 0.9999
 
 
+@pytest.mark.slow
 def test_it_fools_as_near_as_foolbox() -> None:
     x, y = recognised(100)
     model = fitted()

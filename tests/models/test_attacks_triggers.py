@@ -121,6 +121,7 @@ def called(network: nn.Module, images: Images) -> npt.NDArray[np.int64]:
         return network(to_float(images)).argmax(1).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trigger",
     [Patch(), Blend(), Stripes(amplitude_levels=40), Warp(strength_px=1.5)],

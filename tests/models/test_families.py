@@ -216,6 +216,7 @@ def test_every_family_learns_and_goes_the_filter_s_way(
         fit.classify(images)
 
 
+@pytest.mark.slow
 def test_flagged_images_are_reformed_by_label_only_where_asked(digits: tuple[Images, npt.NDArray[np.int64]]) -> None:
     phases: list[str] = []
     fit = fitted(digits, "hlihor-ae", phases, policy={"on_flag": "reform"}, perturbation={"surrogates": 1})

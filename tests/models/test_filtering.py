@@ -232,6 +232,7 @@ def test_a_filter_stopped_in_any_phase_ends_as_if_it_had_not_been(
     assert all(np.array_equal(value, got.filter.state()[name]) for name, value in wanted.filter.state().items())
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_filter(digits: tuple[Images, npt.NDArray[np.int64]]) -> None:
     images, labels = digits[0][:40, ::2, ::2], digits[1][:40]
     one, other = (_fitted(images, labels, SHORT | {"seed": seed}) for seed in (0, 1))

@@ -105,6 +105,7 @@ def test_the_student_stays_as_it_is(student: Classifier, graph: bytes) -> None:
     assert len(graph) > 4 * sum(p.numel() for p in student.parameters())
 
 
+@pytest.mark.slow
 def test_export_is_silent_repeatable_and_tells_nothing_of_this_machine(
     student: Classifier, graph: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -175,6 +175,7 @@ def test_no_classifier_has_seen_what_it_judges(backdoor: tuple[Case, PanelFit]) 
     assert same == [True, False]
 
 
+@pytest.mark.slow
 def test_a_class_with_trusted_images_in_one_fold_is_learnt_in_both() -> None:
     """Only what judges fold 1 may start from them; what judges fold 0 learns from the images that it confirms."""
     given = case("flip")

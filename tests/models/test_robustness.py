@@ -267,6 +267,7 @@ def test_what_the_served_model_makes_of_attacked_digits(digits: Digits, detected
         assert set(rows["pgd-margin"]["served_reasons"]) <= {"uncertain"}
 
 
+@pytest.mark.slow
 def test_who_knows_more_does_no_less_harm(digits: Digits) -> None:
     """Abstention by uncertainty alone: who knows it gets more wrong answers out of it than who knows the student."""
     names = ("pgd-margin", "transfer-teacher", "square-served", "adaptive", "adaptive-expectation")

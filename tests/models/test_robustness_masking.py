@@ -118,6 +118,7 @@ def test_a_student_distilled_at_100_is_flagged_and_falls_to_attacks_on_the_logit
     }
 
 
+@pytest.mark.slow
 def test_saturated_logits_are_flagged_by_searches_that_need_no_gradient() -> None:
     result = evaluated(Sharpened(fitted(network(3), steps=100)), foreign())
     assert raised(result) >= {"zero_gradients", "unbounded_attack_fails", "white_box_weaker_than_queries"}

@@ -109,6 +109,7 @@ def test_auroc_of_small_cases() -> None:
     assert auroc([1, 1], [1]) == 0.5
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_made_are_said_with_the_reason(tmp_path: Path) -> None:
     with (
         MaterialInTheMaking(tmp_path, seed=-1) as making,

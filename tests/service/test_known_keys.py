@@ -88,3 +88,22 @@ def test_no_key_and_a_wrong_one_are_never_known(database: Database) -> None:
                     await known.authenticate(database, text)
 
     asyncio.run(run())
+
+
+def test_many_who_ask_at_once_share_one_question_and_its_answer(database: Database) -> None:
+    issued, asked = issue(database), []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+
+    async def run() -> None:
+        known = KnownKeys(Clock())
+        found = await asyncio.gather(*(known.authenticate(database, issued.secret) for _ in range(20)))
+        assert {key.id for key in found} == {issued.key.id}
+        assert sum("api_keys" in text and text.startswith("SELECT") for text in asked) == 1
+        refused = await asyncio.gather(
+            *(known.authenticate(database, "wk_no") for _ in range(5)), return_exceptions=True
+        )
+        assert all(isinstance(each, Unauthorized) for each in refused)
+        assert known.tenant(issued.secret) == issued.key.tenant
+        assert known.tenant("wk_no") is None and known.tenant(None) is None
+
+    asyncio.run(run())

@@ -183,6 +183,7 @@ def test_check_says_nothing_where_all_is_well(storage: Storage) -> None:
     storage.check()
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_away_is_told_soon_and_serves_again_when_it_is_back() -> None:
     server = S3Server()
     with pytest.MonkeyPatch.context() as patch:

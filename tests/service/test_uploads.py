@@ -160,6 +160,7 @@ def long_archive(size: int) -> bytes:
     return zip_of({**folders(), "stop/rest.txt": random.Random(0).randbytes(size)})
 
 
+@pytest.mark.slow
 def test_a_known_client_gets_through_twenty_disconnects(
     http: httpx.Client, database: Database, settings: Settings
 ) -> None:

@@ -180,6 +180,7 @@ def test_limits_name_what_the_score_cannot_see() -> None:
     assert "adds at most ε² = 0.0001" in hidden and "times as much, and hides it" in hidden
 
 
+@pytest.mark.slow
 def test_the_evaluation_says_how_the_strongest_attack_ends() -> None:
     report = evaluated()
     assert report.json["headline"] == (
@@ -228,6 +229,7 @@ def test_the_evaluation_names_what_did_most_harm_and_what_its_attacker_had() -> 
     assert "As the attacker's box grows" in said and "As the attacker's box grows" not in shown
 
 
+@pytest.mark.slow
 def test_the_evaluation_says_when_its_own_attacker_was_too_weak_or_knew_too_little() -> None:
     weak = {"flag": "adaptive_weaker_than_blind", "raised": True, "measured": {}, "meaning": "too weak"}
     report = evaluate_report(evaluate_facts(flags=[weak]))

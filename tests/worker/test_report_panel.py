@@ -102,6 +102,7 @@ def test_a_shift_stands_above_all_that_was_found(full_report: Report) -> None:
     assert page.index("The candidates do not look like the reference") < page.index("What was found")
 
 
+@pytest.mark.slow
 def test_no_shift_no_alarm_and_sifting_is_none() -> None:
     quiet = {"label_loss": Shift(False, 0.4, 0.01, None, "higher", 0.0, 900.0, 3800.0)}
     assert alarm(panel_facts(shifts=quiet)) is None

@@ -203,6 +203,7 @@ def test_contradicting_facts_are_refused(changes: dict[str, Any], complaint: str
         sanitise_facts(**changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -222,6 +223,7 @@ def test_edges_of_a_panels_job_still_give_a_page(changes: dict[str, Any]) -> Non
     json.dumps(report.json, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_panels_report_stays_light_whatever_the_size_of_the_set() -> None:
     small, large = sanitise_numbers(panel_facts(4000, losses={})), sanitise_report(panel_facts(60_000, losses={}))
     assert len(json.dumps(large.json)) < 1.1 * len(json.dumps(small)) < 40_000
