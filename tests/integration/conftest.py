@@ -131,3 +131,17 @@ def sets(client: WinnowClient, digits: Digits) -> dict[str, str]:
     parts = {"trusted": slice(0, 240), "signs": slice(240, 640), "test": slice(640, 840)}
     jobs = {name: client.upload_dataset(name, digits.npz(rows)) for name, rows in parts.items()}
     return {name: (finished(client, job).result or {})["dataset"] for name, job in jobs.items()}
+
+
+@pytest.fixture(scope="session")
+def hardened(client: WinnowClient, sets: dict[str, str]) -> Job:
+    params = {"sanitise": FAST_FILTER, "distill": FAST_DISTILL, "evaluate": FAST_EVALUATE}
+    job = client.submit(
+        "harden",
+        dataset=sets["signs"],
+        reference=sets["trusted"],
+        model="digits",
+        evaluate_on=sets["test"],
+        params=params,
+    )
+    return finished(client, job)

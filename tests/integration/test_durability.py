@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,19 @@ from service.embedded.state import read_state
 from service.storage import Storage
 from tests.integration.conftest import FAST_FILTER, finished
 
-PARAMS: dict[str, Any] = {
-    **FAST_FILTER,
-    "filter": {"width": 16, "fit": {"epochs": 1}},
-    "panel": {"detectors": []},
-}
-"""Long enough in each phase to be seen there: progress is told once a second."""
+IN_THE_MIDDLE = ("denoiser", "surrogates 2", "perturbing 2", "denoiser 2", "believing")
+"""Progress is told once a second, and some phases are shorter."""
 
 
-def wait_for_phase(client: WinnowClient, job: Job, phase: str, timeout_s: float = 60) -> Job:
+def wait_for_phase(client: WinnowClient, job: Job, phases: Collection[str], timeout_s: float = 60) -> Job:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         seen = client.job(job.id)
-        if seen.progress.phase == phase and seen.state == "running":
+        if seen.progress.phase in phases and seen.state == "running":
             return seen
         assert seen.state in ("queued", "running"), seen
         time.sleep(0.05)
-    raise TimeoutError(f"the job never came to {phase}")
+    raise TimeoutError(f"the job never came to {', '.join(phases)}")
 
 
 def worker_pids(stack: RunningStack) -> tuple[int, int]:
@@ -49,17 +46,16 @@ def decided(client: WinnowClient, job: Job) -> list[tuple[int, str, float | None
 
 
 @pytest.fixture(scope="module")
-def undisturbed(client: WinnowClient, sets: dict[str, str]) -> list[Any]:
-    job = client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=PARAMS)
-    return decided(client, finished(client, job))
+def undisturbed(client: WinnowClient, hardened: Job) -> list[Any]:
+    return decided(client, client.job((hardened.result or {})["jobs"]["sanitise"]))
 
 
 @pytest.mark.parametrize("victim", [pytest.param("child", marks=pytest.mark.slow), "worker"])
 def test_a_killed_worker_costs_neither_the_job_nor_a_verdict(
     stack: RunningStack, client: WinnowClient, sets: dict[str, str], undisturbed: list[Any], victim: str
 ) -> None:
-    job = client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=PARAMS)
-    wait_for_phase(client, job, "denoiser")
+    job = client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=FAST_FILTER)
+    wait_for_phase(client, job, IN_THE_MIDDLE)
     parent, child = worker_pids(stack)
     os.kill(child if victim == "child" else parent, signal.SIGKILL)
     killed_at = time.monotonic()
@@ -74,9 +70,9 @@ def test_a_killed_worker_costs_neither_the_job_nor_a_verdict(
 def test_cancel_ends_a_running_job_soon_and_leaves_nothing(
     storage: Storage, client: WinnowClient, sets: dict[str, str]
 ) -> None:
-    params = {**PARAMS, "filter": {"width": 24, "fit": {"epochs": 100}}}
+    params = {**FAST_FILTER, "filter": {"width": 24, "fit": {"epochs": 100}}}
     job = client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=params)
-    wait_for_phase(client, job, "denoiser")
+    wait_for_phase(client, job, ["denoiser"])
     client.cancel(job.id)
     asked_at = time.monotonic()
     done = finished(client, job, state="cancelled", timeout_s=20)
@@ -89,12 +85,15 @@ def test_cancel_ends_a_running_job_soon_and_leaves_nothing(
 def test_a_worker_that_is_stopped_gives_its_job_back(
     stack: RunningStack, client: WinnowClient, sets: dict[str, str]
 ) -> None:
-    params = {**PARAMS, "filter": {"width": 24, "fit": {"epochs": 12}}}  # long enough to be stopped in the middle of
+    params = {
+        **FAST_FILTER,
+        "filter": {"width": 24, "fit": {"epochs": 12}},
+    }  # long enough to be stopped in the middle of
     untouched, stopped = (
         client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=params) for _ in range(2)
     )
     finished(client, untouched)
-    wait_for_phase(client, stopped, "denoiser")
+    wait_for_phase(client, stopped, ["denoiser"])
     os.kill(worker_pids(stack)[0], signal.SIGTERM)
     assert finished(client, stopped).attempt == 2
     assert decided(client, stopped) == decided(client, untouched)

@@ -12,27 +12,13 @@ import pytest
 from models.evaluate_specs import CHEAP
 from service.client import Job, WinnowClient
 from service.embedded.running import RunningStack
-from tests.integration.conftest import FAST_DISTILL, FAST_EVALUATE, FAST_FILTER, Digits, finished
+from tests.integration.conftest import FAST_FILTER, Digits, finished
 
 FAST_BADJIE: dict[str, Any] = {
     "preset": "badjie",
     "filter": {"fit": {"epochs": 1}, "width": 8},
     "perturbation": FAST_FILTER["perturbation"],
 }
-
-
-@pytest.fixture(scope="module")
-def hardened(client: WinnowClient, sets: dict[str, str]) -> Job:
-    params = {"sanitise": FAST_FILTER, "distill": FAST_DISTILL, "evaluate": FAST_EVALUATE}
-    job = client.submit(
-        "harden",
-        dataset=sets["signs"],
-        reference=sets["trusted"],
-        model="digits",
-        evaluate_on=sets["test"],
-        params=params,
-    )
-    return finished(client, job)
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def test_an_image_is_attacked_alike_in_any_batch() -> None:
     assert (l2(alone - together) <= 0.05 * l2(together - x) + 1e-6).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=20), st.floats(0, 0.5))
 def test_a_box_of_levels_lies_in_the_box_and_holds_the_image(levels: list[int], eps: float) -> None:
     x = torch.tensor(levels).float() / 255

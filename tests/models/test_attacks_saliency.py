@@ -48,7 +48,7 @@ def searched(toward: Tensor, away: Tensor, movable: Tensor) -> float:
 small = st.integers(-3, 3).map(float)  # ties are where a shortlist would go wrong
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(small, small, st.booleans()), min_size=2, max_size=12))
 def test_the_pair_is_the_best_of_all_pairs(features: list[tuple[float, float, bool]]) -> None:
     toward, away = (torch.tensor([[feature[i] for feature in features]]) for i in (0, 1))

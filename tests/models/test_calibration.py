@@ -157,7 +157,7 @@ PANELS = st.integers(1, 4).flatmap(
 )
 
 
-@settings(steady, max_examples=400)
+@settings(steady, max_examples=200)
 @given(PANELS)
 def test_joint_p_value_is_full_conformal_prediction(panel: tuple[np.ndarray, np.ndarray, tuple[float, ...]]) -> None:
     scores, calibration, weights = panel

@@ -44,7 +44,15 @@ def alarms(seed: int, *, poison: float = 0.0, at: float = 5.0, size: int = 1, sh
     return found
 
 
-@pytest.mark.parametrize(("poison", "at"), [(0.0, 0.0), (0.02, 5.0), (0.3, 5.0), (0.1, 1.5)])
+@pytest.mark.parametrize(
+    ("poison", "at"),
+    [
+        (0.0, 0.0),
+        pytest.param(0.02, 5.0, marks=pytest.mark.slow),
+        (0.3, 5.0),
+        pytest.param(0.1, 1.5, marks=pytest.mark.slow),
+    ],
+)
 def test_a_clean_or_poisoned_set_like_the_reference_raises_no_alarm(poison: float, at: float) -> None:
     assert alarms(0, poison=poison, at=at) <= ALARMS_ALLOWED
 
@@ -140,7 +148,9 @@ def shifted(
 
 
 @pytest.mark.parametrize("poison", [0.0, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.02, 0.1)), 0.3])
-@pytest.mark.parametrize(("location", "scale"), [(0.0, 1.0), (1.5, 1.0), (-1.0, 0.7), (0.5, 1.4)])
+@pytest.mark.parametrize(
+    ("location", "scale"), [(0.0, 1.0), (1.5, 1.0), pytest.param(-1.0, 0.7, marks=pytest.mark.slow), (0.5, 1.4)]
+)
 def test_on_the_candidates_bulk_clean_images_stay_and_poison_beyond_a_gap_goes(
     poison: float, location: float, scale: float
 ) -> None:
@@ -183,7 +193,7 @@ def test_scores_that_may_be_negative_are_mapped_as_logarithms_would_be() -> None
     assert np.isfinite(far.mapped).all()
 
 
-@pytest.mark.parametrize("poison", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("poison", [0.0, pytest.param(0.1, marks=pytest.mark.slow), 0.3])
 @pytest.mark.parametrize("floor", [0.05, 0.3, 1.0])
 def test_a_floor_under_the_scores_does_not_pass_for_a_narrower_tail(floor: float, poison: float) -> None:
     """As a codec's noise lifts smooth images only: a line through the bulk would flag a fifth of the clean images."""

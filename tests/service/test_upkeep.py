@@ -228,7 +228,7 @@ def test_the_doctor_says_what_is_broken_and_what_to_do(settings: Settings, datab
 def test_the_doctor_knows_an_old_schema_and_a_database_that_is_away(settings: Settings, tmp_path: Path) -> None:
     migrate(settings, revision="0002")
     assert states(settings)["schema"] == State.BROKEN
-    away = settings.model_copy(update={"database_url": "postgresql+psycopg://w@127.0.0.1:1/w?connect_timeout=2"})
+    away = settings.model_copy(update={"database_url": f"postgresql+psycopg://w@/w?host={tmp_path}"})
     found = states(away)
     assert {found[part] for part in ("database", "schema", "workers", "jobs")} == {State.BROKEN}
     assert found["storage"] == State.WELL
