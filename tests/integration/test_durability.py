@@ -85,10 +85,8 @@ def test_cancel_ends_a_running_job_soon_and_leaves_nothing(
 def test_a_worker_that_is_stopped_gives_its_job_back(
     stack: RunningStack, client: WinnowClient, sets: dict[str, str]
 ) -> None:
-    params = {
-        **FAST_FILTER,
-        "filter": {"width": 24, "fit": {"epochs": 12}},
-    }  # long enough to be stopped in the middle of
+    long = {"width": 24, "fit": {"epochs": 12}}  # enough to be stopped in the middle of it
+    params = {**FAST_FILTER, "filter": long}
     untouched, stopped = (
         client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=params) for _ in range(2)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.splits import halves_by_class, split_by_class
@@ -45,6 +45,7 @@ def test_the_seed_decides() -> None:
 
 @settings(max_examples=60, deadline=None, database=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.booleans(), st.integers(0, 100))
+@example([0, 0, 0, 0, 1, 1, 1], True, 0)  # two groups, of which the first is over what the half is short of
 def test_halves_keep_groups_and_give_each_half_of_every_class_that_can_be_parted(
     labels: list[int], grouped: bool, seed: int
 ) -> None:
