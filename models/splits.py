@@ -55,10 +55,8 @@ def halves_by_class(labels: NDArray[np.int64], groups: NDArray[Any] | None, *, s
         members = np.flatnonzero(labels == label)
         units = _units(members, groups, rng)
         target = len(members) / 2 + owed
-        if len(units) > 1:
-            taken = _take(units, target) or units[:1]  # each half learns what the class looks like
-        else:
-            taken = units[: target > len(members) / 2]
+        # Of several units each half gets one, even where the first is over what it is short of.
+        taken = (_take(units, target) or units[:1]) if len(units) > 1 else units[: target > len(members) / 2]
         owed = target - sum(len(unit) for unit in taken)
         for unit in taken:
             halves[unit] = 1
