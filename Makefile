@@ -6,7 +6,8 @@ DATA ?= data
 PORT ?= 8080
 HOME_DIR ?= $(HOME)/.winnow
 COMPOSE ?= docker compose
-TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+CORES = $(shell $(PYTHON) -c 'import os; print(min(len(os.sched_getaffinity(0)), 3))')
+TEST_PROCESSES ?= -n $$(( $(CORES) + 1 )) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test test-cluster test-compose test-chaos test-hostile test-schemathesis lint format test-slow bench-main bench-detection bench-badjie bench-hlihor bench-serving bench-gateway bench-endtoend bench-drift bench-papernot bench-distillation bench-scale clean
