@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service.datasets.shards import SHARD_IMAGES, Row, ShardWriter
+from service.datasets.shard_writing import ShardWriter
+from service.datasets.shards import SHARD_IMAGES, Row
 from service.jobs.verdicts import VerdictTable, paged_key
 from service.settings import Settings
 from service.storage import LocalStorage

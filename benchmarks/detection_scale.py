@@ -28,7 +28,8 @@ from models.panel.panel import Panel
 from models.panel.purification import CrossFitted, Purified
 from models.specs import SanitiseSpec
 from models.training import Forgetful, Silent
-from service.datasets.shards import Row, ShardReader, ShardWriter
+from service.datasets.shard_writing import ShardWriter
+from service.datasets.shards import Row, ShardReader
 from service.storage import LocalStorage
 from worker.calibrating import Scored
 from worker.examiner import Examiner, Listing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import import_module
 
 import structlog
@@ -17,8 +18,8 @@ from worker.progress import Progress
 from worker.runtime import Runtime
 from worker.stepping import Work, attempt
 
-PHASES = {"scoring": "worker.score_steps"}
-"""Each module has `helper(context)`, which gives the Work of a worker that has nothing but what the phase was given."""
+PHASES = {"decoding": "worker.decode_steps", "scoring": "worker.score_steps"}
+"""Each module has `helper(context)`: in it, the Work of a worker that has nothing but what the phase was given."""
 
 TURN_SECONDS = 30.0
 """Long enough for what is loaded at its beginning not to count, short enough for small jobs that wait meanwhile."""
@@ -38,22 +39,23 @@ def help_with(runtime: Runtime, job_id: str, phase: str, shutting_down: Flag) ->
 
 
 def _take_a_turn(runtime: Runtime, first: StepClaim, shutting_down: Flag) -> None:
-    began, claim, work = time.monotonic(), first, _worker_of(runtime, first.job, first.phase)
-    while True:
-        attempt(runtime, claim, work, shutting_down)
-        if shutting_down.is_set():
-            return
-        if time.monotonic() - began > TURN_SECONDS:
-            calling.call(runtime.database, runtime.doorbell, first.job.job_id, first.phase)
-            return
-        following = _claim(runtime, first.job.job_id, first.phase)
-        if following is None:
-            return
-        claim = following
+    began, claim = time.monotonic(), first
+    with _worker_of(runtime, first.job, first.phase) as work:
+        while True:
+            attempt(runtime, claim, work, shutting_down)
+            if shutting_down.is_set():
+                return
+            if time.monotonic() - began > TURN_SECONDS:
+                calling.call(runtime.database, runtime.doorbell, first.job.job_id, first.phase)
+                return
+            following = _claim(runtime, first.job.job_id, first.phase)
+            if following is None:
+                return
+            claim = following
 
 
-def _worker_of(runtime: Runtime, job: Claim, phase: str) -> Work:
-    helper: Callable[[Context], Work] = import_module(PHASES[phase]).helper
+def _worker_of(runtime: Runtime, job: Claim, phase: str) -> AbstractContextManager[Work]:
+    helper: Callable[[Context], AbstractContextManager[Work]] = import_module(PHASES[phase]).helper
     return helper(Context(runtime, job, Progress()))
 
 

@@ -14,7 +14,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.datasets import repository as datasets
-from service.datasets.shards import ShardReader, ShardWriter, Written
+from service.datasets.shard_writing import ShardWriter, Written
+from service.datasets.shards import ShardReader
 from service.errors import UnusableDataset
 from service.jobs import artifacts, overrides
 from service.jobs.overrides import Decision

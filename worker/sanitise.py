@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from models.specs import SanitiseSpec
 from models.training import Watch
 from service.datasets import repository as datasets
-from service.datasets.shards import ShardReader, Written
+from service.datasets.shard_writing import Written
+from service.datasets.shards import ShardReader
 from service.jobs.verdicts import Verdict, VerdictTable
 from worker import scoring
 from worker.artifacts import FilterArtifacts, save_filter

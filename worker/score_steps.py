@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -42,7 +44,8 @@ def _give(context: Context, examiner: Examiner, listing: Listing) -> dict[str, s
     return {"examiner": key, "sha256": digest}
 
 
-def helper(context: Context) -> Work:
+@contextmanager
+def helper(context: Context) -> Iterator[Work]:
     """Loads the examiner with the first step, under its lease, and again only where the job has fitted another."""
     loaded: dict[str, tuple[Examiner, Listing, ShardReader]] = {}
 
@@ -54,7 +57,7 @@ def helper(context: Context) -> Work:
         examiner, listing, reader = loaded[digest]
         return packed(score_range(examiner, reader, listing, claim.start, claim.stop, watch))
 
-    return work
+    yield work
 
 
 def _load(context: Context, key: str, digest: str) -> tuple[Examiner, Listing, ShardReader]:

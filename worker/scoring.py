@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.filtering import CrossFilter, Filter
 from models.training import Checkpoints, Watch
-from service.datasets.shards import SHARD_IMAGES, ShardReader
+from service.datasets.shards import ShardReader
 from worker.examiner import Examiner, Labels, Listing, Scores
 
 FEWEST_AT_ONCE, MOST_AT_ONCE, PIXELS_AT_ONCE = 256, 1024, 2**20
@@ -30,7 +30,7 @@ def score_all(scorer: Scorer, reader: ShardReader, listing: Listing, watch: Watc
     """Scores (n, t) of every image in order."""
     found = np.empty((reader.num_samples, len(scorer.names)), np.float32)
     for number in range(reader.num_shards):
-        here = slice(number * SHARD_IMAGES, min((number + 1) * SHARD_IMAGES, reader.num_samples))
+        here = slice(*reader.bounds(number))
         name = f"scores-{number:05d}"
         kept = checkpoints.load(name)
         if kept is None:
@@ -47,9 +47,11 @@ def score_all(scorer: Scorer, reader: ShardReader, listing: Listing, watch: Watc
 def score_range(scorer: Scorer, reader: ShardReader, listing: Listing, start: int, stop: int, watch: Watch) -> Scores:
     """Scores (stop − start, t) of the images from `start` on; the listing is of all the reader's images."""
     found = np.empty((stop - start, len(scorer.names)), np.float32)
-    for number in range(start // SHARD_IMAGES, -(-stop // SHARD_IMAGES)):
-        begin, end = max(start, number * SHARD_IMAGES), min(stop, (number + 1) * SHARD_IMAGES)
-        images = reader.shard(number)[begin - number * SHARD_IMAGES : end - number * SHARD_IMAGES]
+    first, last = reader.shard_of(np.array([start, stop - 1]))
+    for number in range(int(first), int(last) + 1):
+        origin, after = reader.bounds(number)
+        begin, end = max(start, origin), min(stop, after)
+        images = reader.shard(number)[begin - origin : end - origin]
         here = slice(begin - start, end - start)
         found[here] = in_batches(scorer, images, listing.at(slice(begin, end)), watch, here.start, stop - start)
     watch.advance(stop - start, stop - start)
@@ -61,10 +63,10 @@ def score_rows(
 ) -> Scores:
     """Scores of the images at `places`, which must be sorted; the listing is of all the reader's images."""
     found = np.empty((len(places), len(scorer.names)), np.float32)
-    numbers = places // SHARD_IMAGES
+    numbers = reader.shard_of(places)
     for number in np.unique(numbers):
         here = np.flatnonzero(numbers == number)
-        images = reader.shard(int(number))[places[here] - number * SHARD_IMAGES]
+        images = reader.shard(int(number))[places[here] - reader.bounds(int(number))[0]]
         found[here] = in_batches(scorer, images, listing.at(places[here]), watch, int(here[0]), len(places))
     return found
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.images import Images
 from models.specs import PolicySpec
-from service.datasets.shards import ShardWriter, Written
+from service.datasets.shard_writing import ShardWriter, Written
 from service.jobs.verdicts import Verdict
 from worker.context import Context
 from worker.examiner import Listing

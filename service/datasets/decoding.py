@@ -76,10 +76,10 @@ def decoded(
         yield from (_fitted(upload, sample, target) for sample in samples)
         return
     if pool is not None:
-        yield from pool.run(_batches(samples, target), target)
+        yield from pool.decode(samples, target)
         return
     with DecodingPool(min(upload.num_samples, most or upload.num_samples), processes) as pool:
-        yield from pool.run(_batches(samples, target), target)
+        yield from pool.decode(samples, target)
 
 
 class DecodingPool:
@@ -108,7 +108,9 @@ class DecodingPool:
         """Start the processes before there is work for them: they are ready when an upload has been looked through."""
         self._idle.extend(DecodingProcess() for _ in range(self._processes - len(self._idle)))
 
-    def run(self, batches: Iterator[list[Sample]], target: Target) -> Iterator[Ready]:
+    def decode(self, samples: Iterator[Sample], target: Target) -> Generator[Ready]:
+        """Every sample, which is an encoded file, in order."""
+        batches = _batches(samples, target)
         if self._here:
             for batch in batches:
                 yield from _joined(batch, decode_all(_task(batch, target)), target)

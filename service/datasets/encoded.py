@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from service.datasets import metadata, webdataset
 from service.datasets.decode import ImageRejected, decode_image
 from service.datasets.layouts import Entry, Labelled, by_folder, chosen, images_of
-from service.datasets.members import Archive, too_much
+from service.datasets.members import Archive, Member, too_much
 from service.datasets.sample import Layout, Limits, Sample
 
 
@@ -18,36 +18,36 @@ class EncodedUpload:
     """Image files with labels; `samples` reads them one by one."""
 
     def __init__(self, archive: Archive, limits: Limits, split: str | None = None) -> None:
-        self._archive = archive
+        self.archive = archive
         self._limits = limits
         labelled = _labelled(archive, limits, split)
         self.source_format = f"{labelled.form}-{archive.kind}"
         self.classes = labelled.classes
         self.num_samples = len(labelled.entries)
-        self._entries = labelled.entries
+        self.entries = labelled.entries
 
     def layout(self) -> Layout | None:
         """Only decoding tells."""
         return None
 
     def samples(self) -> Iterator[Sample]:
-        for entry in self._entries:
-            yield self._sample(entry)
+        limit = self._limits.max_image_bytes
+        return (sample_of(entry, lambda member: self.archive.read(member, limit)) for entry in self.entries)
 
     def pixels(self, sample: Sample, *, size: int, channels: int) -> NDArray[np.uint8]:
         if not isinstance(sample.data, bytes):
             raise TypeError("an archive of images gives encoded files")
         return decode_image(sample.data, size=size, channels=channels, max_pixels=self._limits.max_image_pixels)
 
-    def _sample(self, entry: Entry) -> Sample:
-        problem = entry.problem
-        if problem is None and entry.member is not None:
-            try:
-                data = self._archive.read(entry.member, self._limits.max_image_bytes)
-                return Sample(entry.path, entry.label, data, entry.group)
-            except ImageRejected as error:
-                problem = str(error)
-        return Sample(entry.path, entry.label, b"", entry.group, problem)
+
+def sample_of(entry: Entry, read: Callable[[Member], bytes]) -> Sample:
+    problem = entry.problem
+    if problem is None and entry.member is not None:
+        try:
+            return Sample(entry.path, entry.label, read(entry.member), entry.group)
+        except ImageRejected as error:
+            problem = str(error)
+    return Sample(entry.path, entry.label, b"", entry.group, problem)
 
 
 def _labelled(archive: Archive, limits: Limits, split: str | None) -> Labelled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from service.datasets.sample import MAX_NAME_BYTES
 from service.errors import InvalidUpload, TooLarge
@@ -35,6 +35,11 @@ class Archive(Protocol):
 
     kind: str
     members: list[Member]
+
+    @property
+    def unpacked(self) -> BinaryIO | None:
+        """The file that members' offsets are in; None where it is the upload itself."""
+        ...
 
     def read(self, member: Member, limit: int) -> bytes:
         """At most `limit` bytes. Raises ImageRejected where they cannot be had."""

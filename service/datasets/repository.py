@@ -7,7 +7,8 @@ import math
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service.datasets.shards import ShardReader, Written
+from service.datasets.shard_writing import Written
+from service.datasets.shards import ShardReader
 from service.db import now
 from service.errors import Conflict, Gone, NotFound
 from service.jobs.state import OWNED, JobState

@@ -6,7 +6,7 @@ import io
 import tempfile
 import weakref
 from collections.abc import Iterator
-from typing import IO, BinaryIO, Protocol
+from typing import IO, BinaryIO, Protocol, cast
 
 from service.datasets.decode import ImageRejected
 from service.datasets.members import Crowd, Member, checked_name
@@ -49,14 +49,23 @@ class TarArchive:
                 )
 
     def read(self, member: Member, limit: int) -> bytes:
-        """The bytes of a member, at most `limit`. Raises ImageRejected where they cannot be had."""
-        if member.size > limit or member.offset == ABSENT:
-            raise ImageRejected(f"it is {member.size} bytes; at most {limit} are accepted")
-        self._source.data.seek(member.offset)
-        data = self._source.data.read(member.size)
-        if len(data) != member.size:
-            raise ImageRejected("the archive is damaged at this file (it ends too early)")
-        return data
+        return read_member(self._source.data, member, limit)
+
+    @property
+    def unpacked(self) -> BinaryIO | None:
+        """Where its members lie, if not in the upload."""
+        return cast(BinaryIO, self._source.data) if isinstance(self._source, _Spooled) else None
+
+
+def read_member(file: BinaryIO | IO[bytes], member: Member, limit: int) -> bytes:
+    """The bytes of a member, at most `limit`. Raises ImageRejected where they cannot be had."""
+    if member.size > limit or member.offset == ABSENT:
+        raise ImageRejected(f"it is {member.size} bytes; at most {limit} are accepted")
+    file.seek(member.offset)
+    data = file.read(member.size)
+    if len(data) != member.size:
+        raise ImageRejected("the archive is damaged at this file (it ends too early)")
+    return data
 
 
 class _Source(Protocol):

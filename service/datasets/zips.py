@@ -36,6 +36,7 @@ class ZipArchive:
     """A zip whose directory was checked entry by entry: paths, links, encryption, ratios, overlaps."""
 
     kind = "zip"
+    unpacked = None
 
     def __init__(self, file: BinaryIO, limits: Limits) -> None:
         self._file = file
@@ -44,31 +45,7 @@ class ZipArchive:
         self._refuse_overlaps()
 
     def read(self, member: Member, limit: int) -> bytes:
-        """The bytes of a member, at most `limit`. Raises ImageRejected where they cannot be had."""
-        if member.size > limit or member.packed > limit + 65_536:
-            raise ImageRejected(f"it is {max(member.size, member.packed)} bytes; at most {limit} are accepted")
-        try:
-            data = _unpack(self._packed(member), member.method, limit)
-        except (zlib.error, OSError, EOFError, ValueError, struct.error) as error:
-            raise ImageRejected(f"the archive is damaged at this file ({error})") from error
-        if len(data) > limit:
-            raise ImageRejected(f"it is more than the {limit} bytes accepted, whatever its header says")
-        if len(data) != member.size or zlib.crc32(data) != member.crc:
-            raise ImageRejected("the archive is damaged at this file (length or checksum differ from its header)")
-        return data
-
-    def _packed(self, member: Member) -> bytes:
-        """In one read, where the name before the file is of a usual length."""
-        self._file.seek(member.offset)
-        data = self._file.read(_LOCAL.size + USUAL_NAME_BYTES + member.packed)
-        magic, *_, name_bytes, extra_bytes = _LOCAL.unpack_from(data)
-        if magic != b"PK\x03\x04":
-            raise ValueError("no file begins where the directory says")
-        begins = _LOCAL.size + name_bytes + extra_bytes
-        if begins + member.packed <= len(data):
-            return data[begins : begins + member.packed]
-        self._file.seek(member.offset + begins)
-        return self._file.read(member.packed)
+        return read_member(self._file, member, limit)
 
     def _refuse_overlaps(self) -> None:
         """Members that share bytes unfold to far more than the file: each must end before the next begins."""
@@ -80,6 +57,35 @@ class ZipArchive:
         following = np.append(begins[order][1:], np.uint64(self._directory_offset))
         if (ends[order] > following).any():
             raise TooLarge("Files in the zip overlap each other. Nothing was kept.", code="archive_bomb")
+
+
+def read_member(file: BinaryIO, member: Member, limit: int) -> bytes:
+    """The bytes of a member, at most `limit`. Raises ImageRejected where they cannot be had."""
+    if member.size > limit or member.packed > limit + 65_536:
+        raise ImageRejected(f"it is {max(member.size, member.packed)} bytes; at most {limit} are accepted")
+    try:
+        data = _unpack(_packed(file, member), member.method, limit)
+    except (zlib.error, OSError, EOFError, ValueError, struct.error) as error:
+        raise ImageRejected(f"the archive is damaged at this file ({error})") from error
+    if len(data) > limit:
+        raise ImageRejected(f"it is more than the {limit} bytes accepted, whatever its header says")
+    if len(data) != member.size or zlib.crc32(data) != member.crc:
+        raise ImageRejected("the archive is damaged at this file (length or checksum differ from its header)")
+    return data
+
+
+def _packed(file: BinaryIO, member: Member) -> bytes:
+    """In one read, where the name before the file is of a usual length."""
+    file.seek(member.offset)
+    data = file.read(_LOCAL.size + USUAL_NAME_BYTES + member.packed)
+    magic, *_, name_bytes, extra_bytes = _LOCAL.unpack_from(data)
+    if magic != b"PK\x03\x04":
+        raise ValueError("no file begins where the directory says")
+    begins = _LOCAL.size + name_bytes + extra_bytes
+    if begins + member.packed <= len(data):
+        return data[begins : begins + member.packed]
+    file.seek(member.offset + begins)
+    return file.read(member.packed)
 
 
 def _broken(why: str) -> InvalidUpload:

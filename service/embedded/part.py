@@ -13,7 +13,7 @@ from pathlib import Path
 
 LOG_CAP_BYTES = 10 * 1024 * 1024
 FIRST_DELAY_S = 0.2
-LONGEST_DELAY_S = 15.0
+LONGEST_DELAY_S = 5.0  # whatever is killed again and again, the work goes on within a lease and this
 STEADY_AFTER_S = 30.0  # a part up this long starts its back-off anew
 
 

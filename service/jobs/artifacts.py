@@ -9,9 +9,19 @@ from service.jobs import harden, repository
 from service.jobs.state import JobState
 from service.tables import Job
 
+SHARED = "shared"
+
 
 def attempt_prefix(job_id: str, attempt: int) -> str:
     return f"jobs/{job_id}/{attempt}"
+
+
+def shared_prefix(kind: str, name: str, job_id: str, digest: str) -> str:
+    """Where the steps of a job write a version together. It outlasts attempts, as the steps do.
+
+    digest: of what the version follows from, so that whoever writes below it writes the same.
+    """
+    return f"{kind}/{name}/{job_id}-{SHARED}{digest[:16]}"
 
 
 def checkpoints_prefix(job_id: str) -> str:

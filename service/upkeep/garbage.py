@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.db import Database, now
+from service.jobs.artifacts import SHARED
 from service.jobs.state import FINISHED, JobState
 from service.settings import Settings
 from service.storage import Entry, Storage
@@ -112,15 +113,17 @@ def _why_garbage(prefix: str, references: References, long_ago: datetime) -> str
         return None if prefix in references.keys else "an upload that no job or version reads"
     if parts[0] in VERSIONS:
         job_id, _, attempt = parts[2].rpartition("-")
-        if prefix in references.prefixes or _at_work(references.jobs.get(job_id), attempt):
+        owner = references.jobs.get(job_id)
+        if prefix in references.prefixes or _at_work(owner, attempt):
+            return None
+        if owner is not None and attempt.startswith(SHARED) and _may_go_on(owner, long_ago):
             return None
         return "a version that was never published"
     job = references.jobs.get(parts[1])
     if job is None:
         return "files of a job that is not there"
     if parts[2] == "checkpoints":
-        kept = job.state not in FINISHED or (job.state != JobState.SUCCEEDED and not _given_up(job, long_ago))
-        return None if kept else f"checkpoints of a job that {job.state}"
+        return None if _may_go_on(job, long_ago) else f"checkpoints of a job that {job.state}"
     if parts[2].isdecimal() and int(parts[2]) < job.attempt:
         return "files of an attempt that came to nothing"
     return None
@@ -128,6 +131,11 @@ def _why_garbage(prefix: str, references: References, long_ago: datetime) -> str
 
 def _at_work(job: Any, attempt: str) -> bool:
     return bool(job is not None and job.state not in FINISHED and attempt == str(job.attempt))
+
+
+def _may_go_on(job: Any, long_ago: datetime) -> bool:
+    """With what its attempts share."""
+    return job.state not in FINISHED or (job.state != JobState.SUCCEEDED and not _given_up(job, long_ago))
 
 
 def _given_up(job: Any, long_ago: datetime) -> bool:

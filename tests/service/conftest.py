@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from service.datasets import repository as datasets
-from service.datasets.shards import Row, ShardWriter
+from service.datasets.shard_writing import ShardWriter
+from service.datasets.shards import Row
 from service.db import Database, migrate
 from service.jobs.create import add_job
 from service.settings import Settings

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DatabaseError
 from service.audit import STACK, Action, append, verify
 from service.auth import authenticate, ensure_admin_key
 from service.datasets import repository as datasets
-from service.datasets.shards import Written
+from service.datasets.shard_writing import Written
 from service.db import Database, migrate
 from service.jobs.create import add_job
 from service.registry import repository as registry

@@ -29,7 +29,8 @@ from service.datasets.export_items import origin_of
 from service.datasets.export_names import folder_names
 from service.datasets.readers import open_upload
 from service.datasets.sample import Limits
-from service.datasets.shards import Row, ShardWriter
+from service.datasets.shard_writing import ShardWriter
+from service.datasets.shards import Row
 from service.datasets.zip_stream import ZipStream
 from service.db import Database
 from service.jobs.create import add_job

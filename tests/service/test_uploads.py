@@ -26,7 +26,7 @@ from service.client import WinnowClient
 from service.client import resumable as sending
 from service.client import session as client_session
 from service.datasets import repository as datasets
-from service.datasets.shards import Written
+from service.datasets.shard_writing import Written
 from service.db import Database, now
 from service.errors import Gone, Locked
 from service.jobs.create import add_job
