@@ -12,8 +12,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.db import Database, now
+from service.jobs import steps
 from service.jobs.artifacts import SHARED
 from service.jobs.state import FINISHED, JobState
+from service.jobs.tables import Phase
 from service.settings import Settings
 from service.storage import Entry, Storage
 from service.tables import DEFAULT, Blob, DatasetVersion, Job, ModelVersion, Upload, UploadPart
@@ -84,7 +86,17 @@ def collect(database: Database, storage: Storage, settings: Settings, *, dry_run
     if not dry_run:
         for unit in found:
             storage.delete_prefix(unit.prefix)
+        _forget_steps(database, references, long_ago)
     return found
+
+
+def _forget_steps(database: Database, references: References, long_ago: datetime) -> None:
+    """Of jobs whose checkpoints go too: without these their steps say nothing."""
+    with database.transaction() as session:
+        for job_id in session.scalars(select(Phase.job_id).distinct()):
+            job = references.jobs.get(job_id)
+            if job is not None and not _may_go_on(job, long_ago):
+                steps.forget(session, job_id)
 
 
 def _units(entries: Iterable[Entry]) -> list[Unit]:

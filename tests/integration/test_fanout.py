@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sqlalchemy import select
 
 from service.client import Job, WinnowClient
@@ -40,6 +43,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 PARAMS: dict[str, Any] = {**FAST_FILTER, "panel": {**FAST_FILTER["panel"], "max_images": 600}}  # quick to fit
+DRAWN = 20_000
 TIMES = 6
 """How often the candidates are repeated, so that scoring them takes long enough to be disturbed."""
 
@@ -142,9 +146,9 @@ def messages(asker: WinnowClient, job: Job) -> list[str]:
     return [event.message or "" for event in asker.events(job.id) if event.kind == "state"]
 
 
-def steps_left(database: Database) -> int:
+def steps_left(database: Database, job: Job) -> int:
     with database.session() as session:
-        return len(session.scalars(select(Step)).all())
+        return len(session.scalars(select(Step).where(Step.job_id == job.id)).all())
 
 
 def test_two_workers_find_what_one_finds(
@@ -162,7 +166,7 @@ def test_two_workers_find_what_one_finds(
         assert decided(asker, finished(asker, job)) == alone
         assert asker.job(job.id).attempt == 1
     assert b"step ended" in log.read_bytes()
-    assert steps_left(database) == 0
+    assert steps_left(database, job) == 0
 
 
 def test_a_killed_helper_costs_its_step_alone(
@@ -261,7 +265,7 @@ def test_a_step_that_fails_in_each_attempt_fails_the_job_which_succeeds_on_retry
     shard = f"{key}/shard-00000.npy"
     right = storage.read(shard)
     job = submitted(asker, versions)
-    wait_for_phase(asker, job, "checking")  # the fits have read what they need
+    wait_for_phase(asker, job, ("checking",))  # the fits have read what they need
     storage.write(shard, right[:1000])
     try:
         failed = finished(asker, job, state="failed")
@@ -286,6 +290,33 @@ def test_a_cancel_reaches_the_helpers_too(
         finished(asker, job, state="cancelled", timeout_s=20)
         wait_until(lambda: helped(database, job) is None, "a helper went on", 5)
         assert time.monotonic() - asked_at < 5
+
+
+def test_two_workers_decode_what_one_decodes_whatever_happens_to_one_of_them(
+    pair: RunningStack, asker: WinnowClient, archive: Path, database: Database, tmp_path: Path
+) -> None:
+    alone = finished(asker, asker.upload_dataset("drawn", archive))
+    with second_worker(pair, tmp_path / "second.log"):
+        job = asker.upload_dataset("drawn", archive)
+        step = frozen(database, job)
+        os.kill(pid_of(step), signal.SIGKILL)
+        done = finished(asker, job)
+    assert f"step {step.number} of decoding: worker_lost; it is tried again" in messages(asker, job)
+    assert done.attempt == 1 and steps_left(database, job) == 0
+    (first,), (second,) = published(database, alone), published(database, job)
+    assert first.digest == second.digest and first.num_samples == second.num_samples == DRAWN
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So many images that decoding them takes long enough to be disturbed."""
+    path, rng = tmp_path_factory.mktemp("drawn") / "drawn.zip", np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as opened:
+        for number, pixels in enumerate(rng.integers(0, 256, (DRAWN, 32, 32, 3), dtype=np.uint8)):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            opened.writestr(f"{number % 4}/{number}.png", buffer.getvalue())
+    return path
 
 
 def test_scores_are_finite_and_differ(alone: list[Any]) -> None:

@@ -22,6 +22,7 @@ from service.errors import Conflict, Corrupt, NotFound
 from service.jobs import artifacts, overrides, repository
 from service.jobs.create import add_job
 from service.jobs.state import JobState
+from service.jobs.tables import Phase
 from service.jobs.verdicts import Verdict
 from service.settings import Settings
 from service.storage import LocalStorage, Storage, open_storage
@@ -102,6 +103,19 @@ def test_what_attempts_share_stays_as_long_as_there_may_be_another(
         key = put(settings, storage, f"{artifacts.shared_prefix('datasets', 'signs', job_id, 'd' * 64)}/000000-1.npy")
         gone += [key] if state == JobState.SUCCEEDED else []  # of a resolution that was not the right one
     assert removed(database, storage, settings) == gone
+
+
+def test_steps_of_a_job_that_nobody_retries_are_forgotten(
+    database: Database, storage: LocalStorage, settings: Settings
+) -> None:
+    old, fresh = (job_of(database, JobState.FAILED) for _ in range(2))
+    with database.transaction() as session:
+        repository.find(session, old).finished_at = now() - LONG_AGO
+        session.add_all(Phase(job_id=job_id, name="scoring", state="open", given={}) for job_id in (old, fresh))
+    collect(database, storage, settings, dry_run=True)
+    collect(database, storage, settings, dry_run=False)
+    with database.session() as session:
+        assert session.scalars(select(Phase.job_id)).all() == [fresh]
 
 
 def test_an_upload_stays_as_long_as_its_job_may_be_retried(
