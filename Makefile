@@ -36,8 +36,8 @@ test: export PYTHONDONTWRITEBYTECODE := # its many processes compile what they s
 test: $(VENV)/.ready-dev ## the fast suite: real broker, real worker, real HTTP
 	$(BIN)/python -m pytest -m "not slow and not gpu and not hostile" $(TEST_PROCESSES)
 
-test-cluster: $(VENV)/.ready-dev ## the integration tests on PostgreSQL, S3 and Redis by TCP
-	WINNOW_TEST_PARTS=cluster $(BIN)/python -m pytest -m "not slow and not gpu and not hostile" tests/integration
+test-cluster: $(VENV)/.ready-dev ## the integration tests, slow ones too, on PostgreSQL, S3 and Redis by TCP
+	WINNOW_TEST_PARTS=cluster $(BIN)/python -m pytest -m "not gpu and not hostile" tests/integration
 
 test-compose: $(VENV)/.ready-dev ## build the images, run the cluster, kill a worker (COMPOSE="docker compose")
 	COMPOSE="$(COMPOSE)" $(BIN)/python -m tests.compose.run

@@ -10,12 +10,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from sqlalchemy.exc import OperationalError
 from benchmarks.harness import ClaimRow, report, row
 from service.client import WinnowClient
 from service.db import Database
-from service.embedded.running import RunningStack, running_stack
-from service.embedded.stack import part_environment
+from service.embedded.running import RunningStack, another_worker, running_stack
 from service.embedded.state import read_state
 from service.jobs import artifacts, harden
 from service.jobs.state import FINISHED, OWNED, JobState
@@ -147,7 +145,7 @@ def is_back(stack: RunningStack, victim: str, pid: int) -> bool:
 
 def freeze(stack: RunningStack, truth: Truth, lease_s: float) -> int:
     """Stop a worker for longer than its lease, with a second one there, and wake it up: what it publishes then."""
-    with second_worker(stack):
+    with another_worker(stack, stack.home / "logs" / "second.log", environment={"OMP_NUM_THREADS": "1"}):
         truth.wait(lambda: truth.at_work() is not None, JOB_S, "no step was at work")
         state, step = read_state(stack.home), truth.at_work()
         if state is None or step is None or step.worker is None:
@@ -162,21 +160,6 @@ def freeze(stack: RunningStack, truth: Truth, lease_s: float) -> int:
         truth.wait(lambda: truth.job(step.id).state in FINISHED, JOB_S, "the job did not end")
         time.sleep(2)
     return truth.doubled()
-
-
-@contextmanager
-def second_worker(stack: RunningStack) -> Iterator[None]:
-    settings = Settings(home=stack.home).resolved()
-    url = f"redis+socket://{stack.home / 'broker' / 'broker.sock'}"
-    env = {**part_environment(settings, port=0, redis_url=url), "OMP_NUM_THREADS": "1"}
-    with (stack.home / "logs" / "second.log").open("ab") as log:
-        command = [sys.executable, "-P", "-m", "worker"]
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(60)
 
 
 def submit(client: WinnowClient, sets: dict[str, str], name: str) -> str:

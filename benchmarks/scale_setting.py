@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,19 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from service.client import Job, WinnowClient
 from service.db import Database
 from service.embedded.running import RunningStack, running_stack
-from service.embedded.stack import part_environment
 from service.embedded.state import read_state
 from service.jobs.state import FINISHED
 from service.jobs.steps import PhaseState, StepState
 from service.jobs.tables import Phase, Step
-from service.settings import Settings
 from service.tables import Job as JobRow
-from service.tables import Worker
 
 SIDE, CLASSES, TRUSTED = 32, 10, 600
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -144,26 +138,3 @@ class Phases:
             began = began or (time.monotonic() if state == PhaseState.OPEN and workers else 0.0)
             ended = time.monotonic() if began and state != PhaseState.OPEN else 0.0
         return Scored(ended - began, len(workers))
-
-    def workers(self) -> int:
-        with self._database.session() as session:
-            return session.scalar(select(func.count()).select_from(Worker)) or 0
-
-
-@contextmanager
-def second_worker(stack: RunningStack, phases: Phases, environment: Mapping[str, str]) -> Iterator[int]:
-    """Its process; it has shown life when the block begins."""
-    settings = Settings(home=stack.home).resolved()
-    url = f"redis+socket://{stack.home / 'broker' / 'broker.sock'}"
-    env = {**os.environ, **part_environment(settings, port=0, redis_url=url), **ONE_THREAD, **environment}
-    with (stack.home / "logs" / "second.log").open("ab") as log:
-        command = [sys.executable, "-P", "-m", "worker"]
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 120
-            while phases.workers() < 2 and time.monotonic() < deadline:
-                time.sleep(0.1)
-            yield process.pid
-        finally:
-            process.terminate()
-            process.wait(60)

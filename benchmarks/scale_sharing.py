@@ -6,8 +6,9 @@ import statistics
 
 from benchmarks.harness import ClaimRow, row
 from benchmarks.memory import descendants, status
-from benchmarks.scale_setting import PARAMS, TRUSTED, Phases, Scored, Setting, done, ingested, npz, second_worker
+from benchmarks.scale_setting import ONE_THREAD, PARAMS, TRUSTED, Phases, Scored, Setting, done, ingested, npz
 from service.client import WinnowClient
+from service.embedded.running import another_worker
 
 WANTED = 1.7
 STEP = {"WINNOW_STEP_IMAGES": "1024"}
@@ -25,9 +26,9 @@ def rows(setting: Setting) -> list[ClaimRow]:
         phases = Phases(stack)
         for _ in range(setting.rounds):
             one.append(_scored(client, phases, sets, verdicts))
-            with second_worker(stack, phases, STEP) as helper:
+            with another_worker(stack, setting.folder / "second.log", environment={**ONE_THREAD, **STEP}) as helper:
                 two.append(_scored(client, phases, sets, verdicts))
-                helpers = max(status(pid)[1] for pid in descendants(helper))
+                helpers = max(status(pid)[1] for pid in descendants(helper.pid))
     ratios = [alone.seconds / shared.seconds for alone, shared in zip(one, two, strict=True)]
     ratio, n = statistics.median(ratios), setting.shared
     came = min(each.workers for each in two)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, BinaryIO
@@ -82,6 +82,9 @@ class TenantStorage:
 
     def open_local(self, key: str) -> BinaryIO:
         return self._storage.open_local(self._whole(key))
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        return self._storage.read_ranges(self._whole(key), ranges)
 
     def writing(self, key: str) -> AbstractContextManager[BinaryIO]:
         return self._storage.writing(self._whole(key))

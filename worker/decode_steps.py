@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,7 @@ from models.training import Watch
 from service.datasets.contents import Contents, write_contents
 from service.datasets.decoding import DecodingPool
 from service.datasets.encoded import EncodedUpload
-from service.datasets.sample import Layout
+from service.datasets.sample import Layout, Sample
 from service.datasets.shard_writing import Part, PartWriter
 from service.datasets.shards import Shard
 from service.jobs import artifacts
@@ -38,25 +38,32 @@ def decode_by_steps(
     key, share = context.claim.inputs["upload"], context.settings.step_images
     contents = write_contents(context.storage, artifacts.steps_prefix(context.claim.job_id, PHASE), upload, key, share)
     given = _given(contents, plan, context.settings.max_image_bytes)
-    results = fan_out(context, PHASE, upload.num_samples, given, _work(context, pool), watch)
+
+    def own(claim: StepClaim) -> Iterator[Sample]:
+        return upload.samples(claim.start, claim.stop)
+
+    results = fan_out(context, PHASE, upload.num_samples, given, _work(context, pool, own), watch)
     return _prefix(context, given), map(unpacked, results)
 
 
 @contextmanager
 def helper(context: Context) -> Iterator[Work]:
     """Its decoding processes live as long as its turn."""
+
+    def from_storage(claim: StepClaim) -> Iterator[Sample]:
+        contents = Contents(**claim.given["contents"])
+        return contents.samples(context.storage, claim.number, claim.given["max_image_bytes"])
+
     with DecodingPool(context.settings.step_images, context.settings.decoding_processes) as pool:
-        yield _work(context, pool)
+        yield _work(context, pool, from_storage)
 
 
-def _work(context: Context, pool: DecodingPool) -> Work:
+def _work(context: Context, pool: DecodingPool, samples_of: Callable[[StepClaim], Iterator[Sample]]) -> Work:
     def work(claim: StepClaim, watch: Watch) -> bytes:
-        given = claim.given
-        contents, plan = Contents(**given["contents"]), _plan(given)
+        given, plan = claim.given, _plan(claim.given)
         name = f"{claim.number:06d}-{claim.attempt}"  # another attempt overwrites nothing
         writer = PartWriter(context.storage, _prefix(context, given), name, plan.shape)
-        samples = contents.samples(context.storage, claim.number, given["max_image_bytes"])
-        with closing(pool.decode(samples, plan.target)) as images:
+        with closing(pool.decode(samples_of(claim), plan.target)) as images:
             return packed(decode_part(images, writer, plan, claim.stop - claim.start, watch))
 
     return work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,12 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.datasets import tars, zips
+from service.datasets.decode import ImageRejected
 from service.datasets.encoded import EncodedUpload, sample_of
 from service.datasets.layouts import Entry
 from service.datasets.members import Member
 from service.datasets.sample import Sample
 from service.storage import Storage
 
+BLOCK_IMAGES, BLOCK_BYTES = 512, 32 * 1024 * 1024
+AROUND_BYTES = 1024  # of a name and more before a file's own bytes; with a longer one it is read on its own
 READERS = {"zip": zips.read_member, "tar": tars.read_member}
 SCHEMA = pa.schema(
     [
@@ -45,12 +49,38 @@ class Contents:
 
     def samples(self, storage: Storage, part: int, max_image_bytes: int) -> Iterator[Sample]:
         """The images of one part, in order."""
-        read = READERS[self.kind]
+        read, whole = READERS[self.kind], storage.size(self.archive)
         with closing(storage.open(self.table)) as file:
-            rows = pq.ParquetFile(file).read_row_group(part).to_pylist()
+            entries = [_entry(row) for row in pq.ParquetFile(file).read_row_group(part).to_pylist()]
         with closing(storage.open(self.archive)) as archive:
-            for row in rows:
-                yield sample_of(_entry(row), lambda member: read(archive, member, max_image_bytes))
+            for block in _blocks(entries):
+                wanted = [entry.member for entry in block if entry.member and entry.problem is None]
+                members = [each for each in wanted if each.offset >= 0 and each.packed <= max_image_bytes]
+                ranges = [(each.offset, min(each.offset + each.packed + AROUND_BYTES, whole)) for each in members]
+                near = dict(zip(members, storage.read_ranges(self.archive, ranges), strict=True))
+
+                def had(member: Member, near: dict[Member, bytes] = near) -> bytes:
+                    try:
+                        return read(io.BytesIO(near[member]), member._replace(offset=0), max_image_bytes)
+                    except (KeyError, ImageRejected):  # for good only if the archive itself says so
+                        return read(archive, member, max_image_bytes)
+
+                for entry in block:
+                    yield sample_of(entry, had)
+
+
+def _blocks(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """Some at a time, of a bounded size."""
+    block: list[Entry] = []
+    size = 0
+    for entry in entries:
+        block.append(entry)
+        size += entry.member.packed if entry.member else 0
+        if len(block) == BLOCK_IMAGES or size >= BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def write_contents(storage: Storage, prefix: str, upload: EncodedUpload, key: str, share: int) -> Contents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +31,10 @@ class EncodedUpload:
         """Only decoding tells."""
         return None
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, start: int = 0, stop: int | None = None) -> Iterator[Sample]:
         limit = self._limits.max_image_bytes
-        return (sample_of(entry, lambda member: self.archive.read(member, limit)) for entry in self.entries)
+        some = islice(self.entries, start, stop)
+        return (sample_of(entry, lambda member: self.archive.read(member, limit)) for entry in some)
 
     def pixels(self, sample: Sample, *, size: int, channels: int) -> NDArray[np.uint8]:
         if not isinstance(sample.data, bytes):

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from service.auth import admin_key_path
 from service.embedded.part import last_line
-from service.embedded.stack import what_is_missing
+from service.embedded.stack import part_environment, what_is_missing
 from service.embedded.state import read_state
 from service.errors import Unavailable
+from service.settings import Settings
 
 READY_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 30.0
@@ -75,6 +77,44 @@ def running_stack(
         yield RunningStack(home, url, process, time.monotonic() - began)
     finally:
         _end(process)
+
+
+@contextmanager
+def another_worker(
+    stack: RunningStack, log: Path, *, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A further worker of the stack until the end of the block, which begins when it is ready.
+
+    environment: what the stack was given too. Raises Unavailable (`worker_not_ready`).
+    """
+    given = dict(environment or {})
+    settings = settings_of(stack, given)
+    url = settings.redis_url or f"redis+socket://{stack.home / 'broker' / 'broker.sock'}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "worker"],
+            env={**part_environment(settings, port=0, redis_url=url), **given},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while b"ready" not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise Unavailable(f"The worker did not get ready: {last_line(log)}", code="worker_not_ready")
+            time.sleep(LOOK_EVERY_S)
+        yield process
+    finally:
+        _end(process)
+
+
+def settings_of(stack: RunningStack, environment: Mapping[str, str]) -> Settings:
+    """Those that the stack has, where it was given this environment."""
+    known = {name: environment.get(f"WINNOW_{name.upper()}") for name in Settings.model_fields}
+    given: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
+    return Settings(**{**given, "home": stack.home}).resolved()
 
 
 def _wait_until_ready(home: Path, process: subprocess.Popen[bytes], log: Path, *, deadline: float) -> str:

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +46,10 @@ class LocalStorage:
 
     def open_local(self, key: str) -> BinaryIO:
         return self.open(key)
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        with self.open(key) as file:
+            return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
 
     @contextmanager
     def writing(self, key: str) -> Iterator[BinaryIO]:

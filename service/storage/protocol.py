@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +34,10 @@ class Storage(Protocol):
 
     def open_local(self, key: str) -> BinaryIO:
         """The same as a file of this machine, with a `fileno`: for what reads all of it, in an order of its own."""
+        ...
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes from each start to each stop, within the value: many at once, for what is scattered over it."""
         ...
 
     def writing(self, key: str) -> AbstractContextManager[BinaryIO]:

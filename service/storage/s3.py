@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +22,7 @@ PART_BYTES = 8 * 1024 * 1024
 MOST_PARTS = 10_000  # that S3 allows in one value
 PARTS_AT_ONCE = 2  # what bounds the memory of a writer, with PART_BYTES
 READ_AHEAD_BYTES = 256 * 1024
+GAP_BYTES = 64 * 1024  # that it is better to read than to ask twice
 LISTED_AT_ONCE = 1000
 PROBE = "health/probe"
 PATIENCE = timedelta(seconds=20)  # with a store that does not answer
@@ -99,6 +100,12 @@ class S3Storage:
             raise
         file.seek(0)
         return cast(BinaryIO, file)
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
+        with self._told(key):
+            found = obstore.get_ranges(self._store, _path(key), starts=starts, ends=stops, coalesce=GAP_BYTES)
+            return [each.to_bytes() for each in found]
 
     @contextmanager
     def writing(self, key: str) -> Iterator[BinaryIO]:

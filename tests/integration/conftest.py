@@ -6,6 +6,7 @@ import io
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from service.client import Job, WinnowClient
-from service.embedded.running import RunningStack, running_stack
-from service.settings import Settings
+from service.embedded.running import RunningStack, running_stack, settings_of
 from service.storage import Storage, open_storage
 from tests.parts import PostgresServer, S3Server, redis_server
 
@@ -76,15 +76,15 @@ def digits_16() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return images[order], told.target[order].astype(np.int64)
 
 
-@pytest.fixture(scope="session")
-def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Settings of the stack: none, for SQLite, a folder and a private broker; or those of a cluster's parts."""
+@contextmanager
+def chosen_parts(request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Settings of a stack: none, for SQLite, a folder and a private broker; or those of a cluster's parts."""
     if os.environ.get("WINNOW_TEST_PARTS") != "cluster":
         yield {}
         return
     postgres: PostgresServer = request.getfixturevalue("postgres")
     s3: S3Server = request.getfixturevalue("s3")
-    with redis_server(tmp_path_factory.mktemp("redis")) as redis_url:
+    with redis_server(factory.mktemp("redis")) as redis_url:
         yield {
             **s3.environment,
             "WINNOW_DATABASE_URL": postgres.url(postgres.make_database()),
@@ -93,6 +93,12 @@ def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             "WINNOW_S3_REGION": "eu-central-1",
             "WINNOW_REDIS_URL": redis_url,
         }
+
+
+@pytest.fixture(scope="session")
+def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with chosen_parts(request, tmp_path_factory) as chosen:
+        yield chosen
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +111,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, parts: dict[str, str]) -> It
 @pytest.fixture(scope="session")
 def storage(stack: RunningStack, parts: dict[str, str]) -> Storage:
     """The stack's own."""
-    given = {name.removeprefix("WINNOW_").lower(): value for name, value in parts.items() if "WINNOW_" in name}
-    return open_storage(Settings(home=stack.home, **given).resolved())
+    return open_storage(settings_of(stack, parts))
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,9 @@ from __future__ import annotations
 import io
 import os
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +18,14 @@ from sqlalchemy import select
 
 from service.client import Job, WinnowClient
 from service.db import Database
-from service.embedded.running import RunningStack, running_stack
-from service.embedded.stack import part_environment
+from service.embedded.running import RunningStack, another_worker, running_stack, settings_of
 from service.jobs.state import FINISHED
 from service.jobs.steps import StepState
 from service.jobs.tables import Step
-from service.settings import Settings
-from service.storage import LocalStorage
+from service.storage import open_storage
 from service.tables import DatasetVersion
 from service.tables import Job as JobRow
-from tests.integration.conftest import FAST_FILTER, Digits, finished
+from tests.integration.conftest import FAST_FILTER, Digits, chosen_parts, finished
 from tests.integration.test_durability import decided, wait_for_phase
 
 pytestmark = pytest.mark.slow
@@ -49,8 +44,15 @@ TIMES = 6
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    with running_stack(tmp_path_factory.mktemp("pair"), environment=ENVIRONMENT) as running:
+def given(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What the workers are given: parts of their own, so that no other worker comes."""
+    with chosen_parts(request, tmp_path_factory) as chosen:
+        yield {**ENVIRONMENT, **chosen}
+
+
+@pytest.fixture(scope="module")
+def pair(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("pair"), environment=given) as running:
         yield running
 
 
@@ -61,8 +63,8 @@ def asker(pair: RunningStack) -> Iterator[WinnowClient]:
 
 
 @pytest.fixture(scope="module")
-def database(pair: RunningStack) -> Iterator[Database]:
-    opened = Database.open(f"sqlite:///{pair.home / 'winnow.db'}", pooled=False)
+def database(pair: RunningStack, given: dict[str, str]) -> Iterator[Database]:
+    opened = Database.open(settings_of(pair, given).database_url, pooled=False)
     yield opened
     opened.close()
 
@@ -87,20 +89,12 @@ def submitted(asker: WinnowClient, versions: dict[str, str]) -> Job:
     return asker.submit("sanitise", dataset=versions["signs"], reference=versions["trusted"], params=PARAMS)
 
 
-@contextmanager
-def second_worker(stack: RunningStack, log: Path) -> Iterator[None]:
-    settings = Settings(home=stack.home).resolved()
-    url = f"redis+socket://{stack.home / 'broker' / 'broker.sock'}"
-    env = {**part_environment(settings, port=0, redis_url=url), **ENVIRONMENT}
-    with log.open("wb") as output:
-        command = [sys.executable, "-P", "-m", "worker"]
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
-        try:
-            wait_until(lambda: b"ready" in log.read_bytes(), "the second worker is not ready")
-            yield
-        finally:
-            process.terminate()
-            process.wait(60)
+@pytest.fixture
+def second_log(pair: RunningStack, given: dict[str, str], tmp_path: Path) -> Iterator[Path]:
+    """Of a second worker, which is ready."""
+    log = tmp_path / "second.log"
+    with another_worker(pair, log, environment=given):
+        yield log
 
 
 def wait_until(condition: Callable[[], Any], otherwise: str, seconds: float = 60) -> Any:
@@ -152,59 +146,52 @@ def steps_left(database: Database, job: Job) -> int:
 
 
 def test_two_workers_find_what_one_finds(
-    pair: RunningStack,
     asker: WinnowClient,
     versions: dict[str, str],
     alone: list[Any],
     database: Database,
-    tmp_path: Path,
+    second_log: Path,
 ) -> None:
-    log = tmp_path / "second.log"
-    with second_worker(pair, log):
-        job = submitted(asker, versions)
-        wait_until(lambda: helped(database, job), "the second worker took no step")
-        assert decided(asker, finished(asker, job)) == alone
-        assert asker.job(job.id).attempt == 1
-    assert b"step ended" in log.read_bytes()
+    job = submitted(asker, versions)
+    wait_until(lambda: helped(database, job), "the second worker took no step")
+    assert decided(asker, finished(asker, job)) == alone
+    assert asker.job(job.id).attempt == 1
+    assert b"step ended" in second_log.read_bytes()
     assert steps_left(database, job) == 0
 
 
+@pytest.mark.usefixtures("second_log")
 def test_a_killed_helper_costs_its_step_alone(
-    pair: RunningStack,
     asker: WinnowClient,
     versions: dict[str, str],
     alone: list[Any],
     database: Database,
-    tmp_path: Path,
 ) -> None:
-    with second_worker(pair, tmp_path / "second.log"):
-        job = submitted(asker, versions)
-        step = frozen(database, job)
-        os.kill(pid_of(step), signal.SIGKILL)
-        done = finished(asker, job)
+    job = submitted(asker, versions)
+    step = frozen(database, job)
+    os.kill(pid_of(step), signal.SIGKILL)
+    done = finished(asker, job)
     assert done.attempt == 1
     assert f"step {step.number} of scoring: worker_lost; it is tried again" in messages(asker, job)
     assert decided(asker, job) == alone
 
 
+@pytest.mark.usefixtures("second_log")
 def test_a_killed_owner_costs_no_finished_step(
-    pair: RunningStack,
     asker: WinnowClient,
     versions: dict[str, str],
     alone: list[Any],
     database: Database,
-    tmp_path: Path,
 ) -> None:
-    with second_worker(pair, tmp_path / "second.log"):
-        job = submitted(asker, versions)
-        wait_until(lambda: helped(database, job), "nobody helped")
-        with database.session() as session:
-            owner = session.get_one(JobRow, job.id).worker or ""
-            before = {each.number: each.attempt for each in session.scalars(succeeded_steps(job))}
-        os.kill(int(owner.rpartition(":")[2]), signal.SIGKILL)
-        wait_until(lambda: asker.job(job.id).attempt == 2, "nobody took the job over", 20)
-        looks = steps_until_the_end(database, job)
-        done = finished(asker, job)
+    job = submitted(asker, versions)
+    wait_until(lambda: helped(database, job), "nobody helped")
+    with database.session() as session:
+        owner = session.get_one(JobRow, job.id).worker or ""
+        before = {each.number: each.attempt for each in session.scalars(succeeded_steps(job))}
+    os.kill(int(owner.rpartition(":")[2]), signal.SIGKILL)
+    wait_until(lambda: asker.job(job.id).attempt == 2, "nobody took the job over", 20)
+    looks = steps_until_the_end(database, job)
+    done = finished(asker, job)
     assert looks, "the second attempt was over before anybody looked"
     assert all(before.items() <= look.items() for look in looks)
     assert done.attempt == 2
@@ -230,22 +217,19 @@ def succeeded_steps(job: Job) -> Any:
 
 
 def test_a_frozen_helper_that_wakes_publishes_nothing(
-    pair: RunningStack,
     asker: WinnowClient,
     versions: dict[str, str],
     alone: list[Any],
     database: Database,
-    tmp_path: Path,
+    second_log: Path,
 ) -> None:
-    log = tmp_path / "second.log"
-    with second_worker(pair, log):
-        job = submitted(asker, versions)
-        step = frozen(database, job)
-        try:
-            done = finished(asker, job)
-        finally:
-            os.kill(pid_of(step), signal.SIGCONT)
-        wait_until(lambda: b"step superseded, nothing published" in log.read_bytes(), "it did not notice")
+    job = submitted(asker, versions)
+    step = frozen(database, job)
+    try:
+        done = finished(asker, job)
+    finally:
+        os.kill(pid_of(step), signal.SIGCONT)
+    wait_until(lambda: b"step superseded, nothing published" in second_log.read_bytes(), "it did not notice")
     assert done.attempt == 1
     assert decided(asker, job) == alone
     assert len(published(database, job)) == 1
@@ -257,9 +241,14 @@ def published(database: Database, job: Job) -> list[DatasetVersion]:
 
 
 def test_a_step_that_fails_in_each_attempt_fails_the_job_which_succeeds_on_retry(
-    pair: RunningStack, asker: WinnowClient, versions: dict[str, str], alone: list[Any], database: Database
+    pair: RunningStack,
+    given: dict[str, str],
+    asker: WinnowClient,
+    versions: dict[str, str],
+    alone: list[Any],
+    database: Database,
 ) -> None:
-    storage = LocalStorage(pair.home / "storage")
+    storage = open_storage(settings_of(pair, given))
     with database.session() as session:
         key = f"{session.scalars(select(DatasetVersion.prefix).where(DatasetVersion.name == 'signs')).first()}"
     shard = f"{key}/shard-00000.npy"
@@ -279,32 +268,34 @@ def test_a_step_that_fails_in_each_attempt_fails_the_job_which_succeeds_on_retry
     assert decided(asker, finished(asker, job)) == alone
 
 
-def test_a_cancel_reaches_the_helpers_too(
-    pair: RunningStack, asker: WinnowClient, versions: dict[str, str], database: Database, tmp_path: Path
-) -> None:
-    with second_worker(pair, tmp_path / "second.log"):
-        job = submitted(asker, versions)
-        wait_until(lambda: helped(database, job), "nobody helped")
-        asker.cancel(job.id)
-        asked_at = time.monotonic()
-        finished(asker, job, state="cancelled", timeout_s=20)
-        wait_until(lambda: helped(database, job) is None, "a helper went on", 5)
-        assert time.monotonic() - asked_at < 5
+@pytest.mark.usefixtures("second_log")
+def test_a_cancel_reaches_the_helpers_too(asker: WinnowClient, versions: dict[str, str], database: Database) -> None:
+    job = submitted(asker, versions)
+    wait_until(lambda: helped(database, job), "nobody helped")
+    asker.cancel(job.id)
+    asked_at = time.monotonic()
+    finished(asker, job, state="cancelled", timeout_s=20)
+    wait_until(lambda: helped(database, job) is None, "a helper went on", 5)
+    assert time.monotonic() - asked_at < 5
 
 
+@pytest.mark.usefixtures("second_log")
 def test_two_workers_decode_what_one_decodes_whatever_happens_to_one_of_them(
-    pair: RunningStack, asker: WinnowClient, archive: Path, database: Database, tmp_path: Path
+    asker: WinnowClient, archive: Path, decoded_alone: Job, database: Database
 ) -> None:
-    alone = finished(asker, asker.upload_dataset("drawn", archive))
-    with second_worker(pair, tmp_path / "second.log"):
-        job = asker.upload_dataset("drawn", archive)
-        step = frozen(database, job)
-        os.kill(pid_of(step), signal.SIGKILL)
-        done = finished(asker, job)
+    job = asker.upload_dataset("drawn", archive)
+    step = frozen(database, job)
+    os.kill(pid_of(step), signal.SIGKILL)
+    done = finished(asker, job)
     assert f"step {step.number} of decoding: worker_lost; it is tried again" in messages(asker, job)
     assert done.attempt == 1 and steps_left(database, job) == 0
-    (first,), (second,) = published(database, alone), published(database, job)
+    (first,), (second,) = published(database, decoded_alone), published(database, job)
     assert first.digest == second.digest and first.num_samples == second.num_samples == DRAWN
+
+
+@pytest.fixture(scope="module")
+def decoded_alone(asker: WinnowClient, archive: Path) -> Job:
+    return finished(asker, asker.upload_dataset("drawn", archive))
 
 
 @pytest.fixture(scope="module")

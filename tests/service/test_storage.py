@@ -102,6 +102,17 @@ def test_parts_are_read_without_the_rest(storage: Storage) -> None:
         assert (file.read(), file.read()) == (MORE_THAN_A_PART[-10:], b"")
 
 
+def test_scattered_parts_are_read_at_once_in_the_order_they_are_asked_for(storage: Storage) -> None:
+    storage.write("a", MORE_THAN_A_PART)
+    rng = random.Random(1)
+    begins = [rng.randrange(len(MORE_THAN_A_PART) - 100) for _ in range(50)]
+    ranges = [*((begin, begin + rng.randrange(1, 100)) for begin in begins), (5, 1_000_000), (5, 6)]
+    assert storage.read_ranges("a", ranges) == [MORE_THAN_A_PART[start:stop] for start, stop in ranges]
+    assert storage.read_ranges("a", []) == []
+    with pytest.raises(NotFound):
+        storage.read_ranges("b", [(0, 1)])
+
+
 def test_a_local_copy_is_a_file_that_other_processes_can_read(storage: Storage) -> None:
     storage.write("a", MORE_THAN_A_PART)
     with closing(storage.open_local("a")) as file:

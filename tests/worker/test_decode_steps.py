@@ -17,6 +17,10 @@ from sqlalchemy import update
 
 from models.specs import IngestSpec
 from service.datasets import repository as datasets
+from service.datasets.contents import write_contents
+from service.datasets.encoded import EncodedUpload
+from service.datasets.readers import open_upload
+from service.datasets.sample import Limits
 from service.db import Database
 from service.errors import InvalidUpload
 from service.jobs import artifacts, repository
@@ -125,6 +129,25 @@ def test_steps_make_the_version_that_one_piece_makes(make: Make, pack: Callable[
     assert alone[4]["num_rejected"] == 2 and alone[2] == [12, 12, 1]
     kept = [entry.key for entry in shared.storage.list("datasets") if f"{shared.claim.job_id}-shared" in entry.key]
     assert len([key for key in kept if key.endswith(".npy")]) == 5
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred, gzipped])
+def test_who_has_but_the_storage_reads_what_the_owner_reads(make: Make, pack: Callable[..., bytes]) -> None:
+    """Files of long names too, and those that are damaged or too large."""
+    members = files(n4=b"no image", n7=b"x" * 5000)
+    members |= {f"a/{number}{'n' * 200}/{'m' * 200}.png": png(number) for number in range(3)}
+    data = pack(members)
+    if pack is zipped:
+        place = zipfile.ZipFile(io.BytesIO(data)).getinfo("a/010.png").header_offset + 80
+        data = data[:place] + bytes(8) + data[place + 8 :]
+    context = make(data, STEP_IMAGES)
+    upload = open_upload(io.BytesIO(data), replace(Limits.of(context.settings), max_image_bytes=4000))
+    assert isinstance(upload, EncodedUpload)
+    contents = write_contents(context.storage, "jobs/one/checkpoints", upload, "uploads/one", STEP_IMAGES)
+    parts = [contents.samples(context.storage, number, 4000) for number in range(5)]
+    assert [sample for part in parts for sample in part] == list(upload.samples())
+    problems = {sample.path: sample.problem for sample in upload.samples() if sample.problem}
+    assert set(problems) == ({"a/010.png", "b/007.png"} if pack is zipped else {"b/007.png"})
 
 
 @pytest.mark.parametrize(
