@@ -10,32 +10,21 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import uvloop
 from numpy.typing import NDArray
 
-from benchmarks.harness import ClaimRow, report, row
+from benchmarks.harness import ClaimRow, quantile_bounds, report, row
+from benchmarks.serving_bare import bare_throughput
 from benchmarks.serving_client import Blocking, closed_loop, cpu_seconds, open_loop, resident_bytes
 from benchmarks.serving_gateway import gateway, infer_request
 from benchmarks.serving_model import Home, make_home
+from benchmarks.serving_session import open_session
 from benchmarks.serving_swaps import swaps_under_load
-from models.calibration import Floats
 from service.registry.bundle import REFORMED, SERVED, STUDENT
 
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 CLIENTS = 32
-Session = Any
-
-
-def open_session(graph: bytes, *, threads: int = 1) -> Session:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -57,7 +46,7 @@ def latency(home: Home, port: int, calls: int) -> list[ClaimRow]:
         time.sleep(0.005)  # 200 requests a second, less what they take
     client.close()
     p50, p99 = (1e6 * (np.quantile(asked, q) - np.quantile(bare, q)) for q in (0.5, 0.99))
-    low, high = (1e6 * each for each in _quantile_bounds(asked, 0.5))
+    low, high = (1e6 * each for each in quantile_bounds(asked, 0.5))
     bare_p50 = 1e6 * np.quantile(bare, 0.5)
     return [
         row(
@@ -72,28 +61,6 @@ def latency(home: Home, port: int, calls: int) -> list[ClaimRow]:
         row("serving/binary/p99-over-bare", "<= 3000 µs", p99, p99 <= 3000, n=calls, unit="µs"),
         row("serving/bare/p50", "measured beside", bare_p50, True, n=calls, unit="µs"),
     ]
-
-
-def _quantile_bounds(values: Floats, share: float) -> tuple[float, float]:
-    """95 % by order statistics."""
-    n, ordered = len(values), np.sort(values)
-    spread = 1.96 * np.sqrt(n * share * (1 - share))
-    low, high = (int(np.clip(n * share + sign * spread, 0, n - 1)) for sign in (-1, 1))
-    return float(ordered[low]), float(ordered[high])
-
-
-def bare_throughput(home: Home, *, threads: int, seconds: float) -> float:
-    """Images a second of bare `session.run` at its best batch size."""
-    session, best = open_session(home.files[SERVED], threads=threads), 0.0
-    for size in BATCH_SIZES:
-        feeds = {"images": home.images[:size], "masks": home.masks}
-        session.run(None, feeds)
-        done, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            session.run(None, feeds)
-            done += size
-        best = max(best, done / (time.perf_counter() - began))
-    return best
 
 
 def throughput(home: Home, port: int, seconds: float, cores: int) -> tuple[list[ClaimRow], float]:
