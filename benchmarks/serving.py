@@ -6,6 +6,8 @@ Run it on a machine that does nothing else: most rows are ratios of two things m
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,8 +20,10 @@ from numpy.typing import NDArray
 from benchmarks.harness import ClaimRow, quantile_bounds, report, row
 from benchmarks.serving_bare import bare_throughput
 from benchmarks.serving_client import Blocking, closed_loop, cpu_seconds, open_loop, resident_bytes
+from benchmarks.serving_environments import default_cache
 from benchmarks.serving_gateway import gateway, infer_request
 from benchmarks.serving_model import Home, make_home
+from benchmarks.serving_peers import Plan, compare
 from benchmarks.serving_session import open_session
 from benchmarks.serving_swaps import swaps_under_load
 from service.registry.bundle import REFORMED, SERVED, STUDENT
@@ -158,17 +162,33 @@ def measure(home: Home, *, quick: bool, cores: int) -> list[ClaimRow]:
 
 
 def main() -> int:
+    chosen = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended with this process
+    began = time.monotonic()
+    peers: object = "not measured in this run"
+    with tempfile.TemporaryDirectory(prefix="winnow-bench-") as folder:
+        home = make_home(Path(folder), chosen.data)
+        rows = measure(home, quick=chosen.quick, cores=chosen.cores)
+        if chosen.peers if chosen.peers is not None else not chosen.quick:
+            plan = Plan.of(chosen.peers_cache, chosen.cores, chosen.rounds, quick=chosen.quick)
+            found, peers = compare(home, plan)
+            rows += found
+    return report("serving", rows, time.monotonic() - began, quick=chosen.quick, extra={"peers": peers})
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder with gtsrb.npz; noise without it")
     parser.add_argument("--quick", action="store_true", help="shorter, and writes no file")
     parser.add_argument("--cores", type=int, default=2, help="ONNX calls at once, and threads of the bare session")
-    chosen = parser.parse_args()
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="winnow-bench-") as folder:
-        home = make_home(Path(folder), chosen.data)
-        rows = measure(home, quick=chosen.quick, cores=chosen.cores)
-    peers = "MLServer, LitServe and BentoML were not measured in this run"
-    return report("serving", rows, time.monotonic() - began, quick=chosen.quick, extra={"peers": peers})
+    parser.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, help="MLServer, LitServe, BentoML; not if quick"
+    )
+    parser.add_argument(
+        "--peers-cache", type=Path, default=default_cache(), help="folder for what they are installed in"
+    )
+    parser.add_argument("--rounds", type=int, default=6, help="of Winnow, the peers and the bare session, in turns")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
