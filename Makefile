@@ -91,7 +91,7 @@ bench-papernot: $(VENV)/.ready-dev ## Papernot's defence as he tested it and as 
 bench-distillation: $(VENV)/.ready-dev ## teacher and students on GTSRB, foreign images, the fit loop (DATA=FOLDER)
 	$(BIN)/python -m benchmarks.distillation --data $(DATA) $(ARGS)
 
-bench-serving: $(VENV)/.ready-dev ## serving against bare ONNX Runtime: latency, throughput, swaps, overload (DATA=FOLDER)
+bench-serving: $(VENV)/.ready-dev ## serving against bare ONNX Runtime and other servers (DATA=FOLDER, ARGS="--no-peers")
 	$(BIN)/python -m benchmarks.serving --data $(DATA) $(ARGS)
 
 bench-gateway: $(VENV)/.ready-dev ## large uploads, ingest, pages of a million verdicts (DATA=FOLDER, ARGS="--only upload")

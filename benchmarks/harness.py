@@ -14,6 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,6 +46,14 @@ def row(
 ) -> ClaimRow:
     low, high = interval or (None, None)
     return ClaimRow(claim, wanted, float(measured), low, high, n, unit, bool(holds))
+
+
+def quantile_bounds(values: npt.NDArray[np.float64], share: float) -> tuple[float, float]:
+    """95 % by order statistics."""
+    n, ordered = len(values), np.sort(values)
+    spread = 1.96 * np.sqrt(n * share * (1 - share))
+    low, high = (int(np.clip(n * share + sign * spread, 0, n - 1)) for sign in (-1, 1))
+    return float(ordered[low]), float(ordered[high])
 
 
 def machine() -> dict[str, Any]:

@@ -6,36 +6,29 @@ Run it on a machine that does nothing else: most rows are ratios of two things m
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import uvloop
 from numpy.typing import NDArray
 
-from benchmarks.harness import ClaimRow, report, row
+from benchmarks.harness import ClaimRow, quantile_bounds, report, row
+from benchmarks.serving_bare import bare_throughput
 from benchmarks.serving_client import Blocking, closed_loop, cpu_seconds, open_loop, resident_bytes
+from benchmarks.serving_environments import default_cache
 from benchmarks.serving_gateway import gateway, infer_request
 from benchmarks.serving_model import Home, make_home
+from benchmarks.serving_peers import Plan, compare
+from benchmarks.serving_session import open_session
 from benchmarks.serving_swaps import swaps_under_load
-from models.calibration import Floats
 from service.registry.bundle import REFORMED, SERVED, STUDENT
 
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 CLIENTS = 32
-Session = Any
-
-
-def open_session(graph: bytes, *, threads: int = 1) -> Session:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -57,7 +50,7 @@ def latency(home: Home, port: int, calls: int) -> list[ClaimRow]:
         time.sleep(0.005)  # 200 requests a second, less what they take
     client.close()
     p50, p99 = (1e6 * (np.quantile(asked, q) - np.quantile(bare, q)) for q in (0.5, 0.99))
-    low, high = (1e6 * each for each in _quantile_bounds(asked, 0.5))
+    low, high = (1e6 * each for each in quantile_bounds(asked, 0.5))
     bare_p50 = 1e6 * np.quantile(bare, 0.5)
     return [
         row(
@@ -72,28 +65,6 @@ def latency(home: Home, port: int, calls: int) -> list[ClaimRow]:
         row("serving/binary/p99-over-bare", "<= 3000 µs", p99, p99 <= 3000, n=calls, unit="µs"),
         row("serving/bare/p50", "measured beside", bare_p50, True, n=calls, unit="µs"),
     ]
-
-
-def _quantile_bounds(values: Floats, share: float) -> tuple[float, float]:
-    """95 % by order statistics."""
-    n, ordered = len(values), np.sort(values)
-    spread = 1.96 * np.sqrt(n * share * (1 - share))
-    low, high = (int(np.clip(n * share + sign * spread, 0, n - 1)) for sign in (-1, 1))
-    return float(ordered[low]), float(ordered[high])
-
-
-def bare_throughput(home: Home, *, threads: int, seconds: float) -> float:
-    """Images a second of bare `session.run` at its best batch size."""
-    session, best = open_session(home.files[SERVED], threads=threads), 0.0
-    for size in BATCH_SIZES:
-        feeds = {"images": home.images[:size], "masks": home.masks}
-        session.run(None, feeds)
-        done, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            session.run(None, feeds)
-            done += size
-        best = max(best, done / (time.perf_counter() - began))
-    return best
 
 
 def throughput(home: Home, port: int, seconds: float, cores: int) -> tuple[list[ClaimRow], float]:
@@ -191,17 +162,33 @@ def measure(home: Home, *, quick: bool, cores: int) -> list[ClaimRow]:
 
 
 def main() -> int:
+    chosen = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended with this process
+    began = time.monotonic()
+    peers: object = "not measured in this run"
+    with tempfile.TemporaryDirectory(prefix="winnow-bench-") as folder:
+        home = make_home(Path(folder), chosen.data)
+        rows = measure(home, quick=chosen.quick, cores=chosen.cores)
+        if chosen.peers if chosen.peers is not None else not chosen.quick:
+            plan = Plan.of(chosen.peers_cache, chosen.cores, chosen.rounds, quick=chosen.quick)
+            found, peers = compare(home, plan)
+            rows += found
+    return report("serving", rows, time.monotonic() - began, quick=chosen.quick, extra={"peers": peers})
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder with gtsrb.npz; noise without it")
     parser.add_argument("--quick", action="store_true", help="shorter, and writes no file")
     parser.add_argument("--cores", type=int, default=2, help="ONNX calls at once, and threads of the bare session")
-    chosen = parser.parse_args()
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="winnow-bench-") as folder:
-        home = make_home(Path(folder), chosen.data)
-        rows = measure(home, quick=chosen.quick, cores=chosen.cores)
-    peers = "MLServer, LitServe and BentoML were not measured in this run"
-    return report("serving", rows, time.monotonic() - began, quick=chosen.quick, extra={"peers": peers})
+    parser.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, help="MLServer, LitServe, BentoML; not if quick"
+    )
+    parser.add_argument(
+        "--peers-cache", type=Path, default=default_cache(), help="folder for what they are installed in"
+    )
+    parser.add_argument("--rounds", type=int, default=6, help="of Winnow, the peers and the bare session, in turns")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import json
 import socket
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 
 @dataclass
@@ -77,6 +78,12 @@ def content_length(head: bytes) -> int:
     return int(low[start:].split(b"\r\n", 1)[0])
 
 
+class Connection(Protocol):
+    """What the loops need of one, whatever the protocol."""
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]: ...
+
+
 class _Connection(asyncio.Protocol):
     """A connection that answers one future after the other."""
 
@@ -115,10 +122,16 @@ async def connect(port: int) -> _Connection:
 
 
 async def closed_loop(
-    port: int, requests: list[bytes], *, clients: int, seconds: float, warm_up_s: float = 1.0
+    port: int,
+    requests: list[bytes],
+    *,
+    clients: int,
+    seconds: float,
+    warm_up_s: float = 1.0,
+    dial: Callable[[int], Awaitable[Connection]] = connect,
 ) -> Tally:
-    """`clients` connections, each with one request under way at any time."""
-    connections = [await connect(port) for _ in range(clients)]
+    """`clients` connections, each with one request under way at any time; what is answered in `seconds` counts."""
+    connections = [await dial(port) for _ in range(clients)]
     tally, begin = Tally(), time.perf_counter() + warm_up_s
     until = begin + seconds
 
@@ -128,7 +141,7 @@ async def closed_loop(
             status, _ = await connections[number].ask(requests[index % len(requests)])
             index += clients
             done = time.perf_counter()
-            if begin <= sent and done <= until:
+            if begin <= done <= until:
                 tally.add(status, done - sent)
 
     await asyncio.gather(*(client(number) for number in range(clients)))
