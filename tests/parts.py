@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -100,11 +101,35 @@ class PostgresMissing(Exception):
     """No PostgreSQL is installed here."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PostgresServer:
-    """A cluster of its own in a temporary folder."""
+    """A cluster of its own in a temporary folder. It can be taken away and given back, with what it holds."""
 
-    port: int
+    home: Path
+    folder: Path
+    user: int | None
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"]
+        where = ["-D", str(self.folder / "data"), "-p", str(self.port), "-k", str(self.folder)]
+        self.process = subprocess.Popen(
+            [str(self.home / "postgres"), *where, *options],
+            user=self.user,
+            cwd=self.folder,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for_port(self.port, self.process)
+
+    def stop(self) -> None:
+        """At once, whoever is connected."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGINT)
+            end(self.process)
+            self.process = None
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql+psycopg://winnow@127.0.0.1:{self.port}/{database}"
@@ -136,23 +161,20 @@ def postgres_home() -> Path:
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
     """initdb refuses root: as root it runs as `postgres`, or as nobody."""
-    home, folder, port = postgres_home(), Path(tempfile.mkdtemp(prefix="winnow-pg-", dir="/tmp")), free_port()
+    home, folder = postgres_home(), Path(tempfile.mkdtemp(prefix="winnow-pg-", dir="/tmp"))
     user: int | None = None
     if os.geteuid() == 0:
         user = _unprivileged()
         os.chown(folder, user, -1)
-    data = folder / "data"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    initdb = [home / "initdb", "-D", data, "-U", "winnow", "-A", "trust", "-E", "UTF8", "--no-sync", "--locale=C"]
-    subprocess.run(initdb, check=True, user=user, cwd=folder, **quiet)  # type: ignore[call-overload]
-    options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"]
-    command = [home / "postgres", "-D", data, "-p", str(port), "-k", folder, *options]
-    process = subprocess.Popen(command, user=user, cwd=folder, start_new_session=True, **quiet)  # type: ignore[call-overload]
+    initdb = [home / "initdb", "-D", folder / "data", "-U", "winnow", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    subprocess.run([*initdb, "--locale=C"], check=True, user=user, cwd=folder, **quiet)  # type: ignore[call-overload]
+    server = PostgresServer(home, folder, user)
+    server.start()
     try:
-        wait_for_port(port, process)
-        yield PostgresServer(port)
+        yield server
     finally:
-        end(process)
+        server.stop()
         shutil.rmtree(folder)
 
 

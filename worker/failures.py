@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 def told(error: Exception, what: str) -> dict[str, Any]:
     """The code and message that are kept of it. what: was being done, for one that nobody thought of."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _is_memory_of_torch(error):
         message = "The worker ran out of memory. Try a smaller image size or fewer images."
         return {"code": "out_of_memory", "message": message}
     if isinstance(error, WinnowError):
@@ -26,3 +26,10 @@ def told(error: Exception, what: str) -> dict[str, Any]:
         return {"code": "training_diverged", "message": str(error)}
     log.error("failed unexpectedly", exc_info=error)
     return {"code": "internal", "message": f"{what} broke: {type(error).__name__}: {error}"}
+
+
+def _is_memory_of_torch(error: Exception) -> bool:
+    """Not every worker has loaded torch, whose error on a CPU is of no type of its own."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
