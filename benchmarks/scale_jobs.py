@@ -23,7 +23,7 @@ from service.settings import Settings
 SOONER_THAN_MS, SLOPE_MIB = 50.0, 1.0
 ONE_BY_ONE = 1000
 """Jobs that are sent after the one before has ended; the others are sent by so many threads at once:"""
-SENDERS = 4
+SENDERS = 8
 LOOKS = 40
 LOOK_EVERY_S = 0.01
 LOOK_LATER_S = 0.1
