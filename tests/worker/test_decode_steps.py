@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +29,7 @@ from service.jobs.tables import Step
 from service.settings import Settings
 from service.storage import LocalStorage
 from service.tables import Job
+from tests.service.uploads import tar_of, zip_of
 from worker import ingest
 from worker.context import Context
 from worker.progress import Progress
@@ -53,26 +53,8 @@ def files(**others: bytes) -> dict[str, bytes]:
     return {f"{'ab'[n % 2]}/{n:03d}.png": others.get(f"n{n}", png(n)) for n in range(COUNT)}
 
 
-def zipped(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
-def tarred(members: dict[str, bytes], mode: Any = "w") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
 def gzipped(members: dict[str, bytes]) -> bytes:
-    return tarred(members, "w:gz")
+    return tar_of(members, "w:gz")
 
 
 Make = Callable[..., Context]
@@ -119,7 +101,7 @@ def version(context: Context) -> tuple[Any, ...]:
     return *shown, outcome.result, reader.rows(), blocks.tobytes()
 
 
-@pytest.mark.parametrize("pack", [zipped, tarred, gzipped])
+@pytest.mark.parametrize("pack", [zip_of, tar_of, gzipped])
 def test_steps_make_the_version_that_one_piece_makes(make: Make, pack: Callable[..., bytes]) -> None:
     upload = pack(files(n4=b"no image", n33=b"neither"))
     limits = {"max_rejected_share": 0.1}
@@ -131,13 +113,13 @@ def test_steps_make_the_version_that_one_piece_makes(make: Make, pack: Callable[
     assert len([key for key in kept if key.endswith(".npy")]) == 5
 
 
-@pytest.mark.parametrize("pack", [zipped, tarred, gzipped])
+@pytest.mark.parametrize("pack", [zip_of, tar_of, gzipped])
 def test_who_has_but_the_storage_reads_what_the_owner_reads(make: Make, pack: Callable[..., bytes]) -> None:
     """Files of long names too, and those that are damaged or too large."""
     members = files(n4=b"no image", n7=b"x" * 5000)
     members |= {f"a/{number}{'n' * 200}/{'m' * 200}.png": png(number) for number in range(3)}
     data = pack(members)
-    if pack is zipped:
+    if pack is zip_of:
         place = zipfile.ZipFile(io.BytesIO(data)).getinfo("a/010.png").header_offset + 80
         data = data[:place] + bytes(8) + data[place + 8 :]
     context = make(data, STEP_IMAGES)
@@ -147,7 +129,7 @@ def test_who_has_but_the_storage_reads_what_the_owner_reads(make: Make, pack: Ca
     parts = [contents.samples(context.storage, number, 4000) for number in range(5)]
     assert [sample for part in parts for sample in part] == list(upload.samples())
     problems = {sample.path: sample.problem for sample in upload.samples() if sample.problem}
-    assert set(problems) == ({"a/010.png", "b/007.png"} if pack is zipped else {"b/007.png"})
+    assert set(problems) == ({"a/010.png", "b/007.png"} if pack is zip_of else {"b/007.png"})
 
 
 @pytest.mark.parametrize(
@@ -157,7 +139,7 @@ def test_a_late_image_that_asks_for_another_resolution_gets_it(
     make: Make, monkeypatch: pytest.MonkeyPatch, late: bytes, shape: list[int]
 ) -> None:
     monkeypatch.setattr(ingest, "FIRST_LOOK", 8)
-    upload = zipped(files(n44=late))
+    upload = zip_of(files(n44=late))
     shared = version(make(upload, STEP_IMAGES))
     assert shared == version(make(upload, WHOLE))
     assert shared[2] == shape
@@ -165,7 +147,7 @@ def test_a_late_image_that_asks_for_another_resolution_gets_it(
 
 def test_too_many_unreadable_images_are_refused_in_the_same_words(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest, "FIRST_LOOK", 8)
-    upload = zipped(files(n40=b"no image", n42=b"no image", n46=b"no image"))
+    upload = zip_of(files(n40=b"no image", n42=b"no image", n46=b"no image"))
     said = []
     for step_images in (WHOLE, STEP_IMAGES):
         with pytest.raises(InvalidUpload, match=r"^3 of 47 images cannot be used.*the first is a/040\.png") as told:
