@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks import endtoend_backdoor, endtoend_foreign, endtoend_masking, endtoend_stack
 from benchmarks.endtoend_setting import FULL, QUICK, Scene
-from benchmarks.harness import RESULTS, ClaimRow, commit, report
+from benchmarks.harness import commit, earlier, one_of, report
 from service.client import WinnowClient
 from service.embedded.running import running_stack
 
@@ -36,7 +34,7 @@ PARTS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the four .npz files")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--only", type=one_of(PARTS), default=list(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--home", type=Path, help="keep the stack here, and go on with what it has made")
     parser.add_argument("--suite", help="of attacks on the served model: quick, standard or full")
     parser.add_argument(
@@ -46,11 +44,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a smaller run for a first look; writes no file")
     asked = parser.parse_args()
     began = time.monotonic()
-    rows, parts = _earlier(asked.only.split(",")) if not asked.quick else ([], {})
+    rows, parts = earlier("endtoend", asked.only) if not asked.quick else ([], {})
     with _home(asked.home) as home, running_stack(home) as stack, WinnowClient(stack.url, stack.key) as client:
         given = {name: getattr(asked, name) for name in ("suite", "attacked") if getattr(asked, name) is not None}
         scene = Scene(client, home, asked.data, replace(QUICK if asked.quick else FULL, **given), asked.seed)
-        for part in asked.only.split(","):
+        for part in asked.only:
             print(f"{time.strftime('%H:%M:%S')} {part}", flush=True)
             started = time.monotonic()
             found, told = PARTS[part](scene)
@@ -58,17 +56,6 @@ def main() -> int:
             claims, seconds = [each.claim for each in found], round(time.monotonic() - started, 1)
             parts[part] = {"claims": claims, "commit": commit(), "seconds": seconds, **told}
     return report("endtoend", rows, time.monotonic() - began, quick=asked.quick, extra={"parts": parts})
-
-
-def _earlier(renewed: list[str]) -> tuple[list[ClaimRow], dict[str, Any]]:
-    """What the file has of the parts that are not run now."""
-    path = RESULTS / "endtoend.json"
-    if not path.exists():
-        return [], {}
-    document = json.loads(path.read_text())
-    parts = {name: told for name, told in document["parts"].items() if name not in renewed}
-    kept = {claim for told in parts.values() for claim in told["claims"]}
-    return [ClaimRow(**each) for each in document["rows"] if each["claim"] in kept], parts
 
 
 @contextlib.contextmanager
