@@ -24,6 +24,14 @@ from service.tenancy import TenantSession
 from service.webhooks import tables as _webhook_tables  # noqa: F401 (the same)
 
 BUSY_TIMEOUT_MS = 15_000
+PAGES_KIB = 512
+"""Of SQLite's file that each connection keeps to itself. Its own 2 MiB for each of a pool fill up only after tens of
+thousands of jobs and look like a leak till then; the kernel has the file in memory anyhow."""
+
+PRAGMAS = (
+    *("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"),
+    *(f"busy_timeout={BUSY_TIMEOUT_MS}", f"cache_size=-{PAGES_KIB}"),
+)
 
 
 def now() -> datetime:
@@ -87,7 +95,7 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy's own BEGIN below, not the driver's late one
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+        for pragma in PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
