@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import suppress
 
+from service.allocator import share_arenas
 from service.api import tracing
 from service.app import create_app
 from service.logs import configure_logs
@@ -19,6 +20,7 @@ NOT_STARTED = 3  # as uvicorn's own command exits
 
 
 def main() -> None:
+    share_arenas()
     settings = Settings.from_env()
     configure_logs(settings.log_level, part="gateway")
     app = create_app(settings)

@@ -25,9 +25,8 @@ from service.webhooks import tables as _webhook_tables  # noqa: F401 (the same)
 
 BUSY_TIMEOUT_MS = 15_000
 PAGES_KIB = 512
-"""Of SQLite's file that each connection keeps to itself. Its own 2 MiB for each of a pool fill up only after tens of
-thousands of jobs and look like a leak till then; the kernel has the file in memory anyhow."""
-
+"""Of SQLite's file that each connection keeps to itself, of what the kernel has in memory anyhow: SQLite's own 2 MiB
+would be 30 for a whole pool."""
 PRAGMAS = (
     *("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"),
     *(f"busy_timeout={BUSY_TIMEOUT_MS}", f"cache_size=-{PAGES_KIB}"),

@@ -1,0 +1,44 @@
+"""Arenas are counted by what glibc itself tells, in a process of its own: they cannot be given back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.allocator import ARENAS
+
+COUNTED = """
+import ctypes, sys, threading
+from service.allocator import share_arenas
+if sys.argv[1] == "shared":
+    assert share_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+libc.malloc_info.argtypes, libc.fclose.argtypes = [ctypes.c_int, ctypes.c_void_p], [ctypes.c_void_p]
+meeting = threading.Barrier(5)
+def take():
+    libc.malloc(5000)
+    meeting.wait()
+threads = [threading.Thread(target=take) for _ in range(4)]
+for thread in threads:
+    thread.start()
+meeting.wait()
+for thread in threads:
+    thread.join()
+file = libc.fopen(sys.argv[2].encode(), b"w")
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(open(sys.argv[2]).read().count("<heap nr="))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.parametrize(("how", "least", "most"), [("shared", 1, ARENAS), ("own", ARENAS + 1, 5)])
+def test_four_threads_at_once_take_so_many_arenas(how: str, least: int, most: int, tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", COUNTED, how, f"{tmp_path}/info.xml"], capture_output=True, text=True, check=True
+    )
+    assert least <= int(found.stdout) <= most
