@@ -1,7 +1,7 @@
 """Teacher and student on GTSRB: `python -m benchmarks.distillation --data FOLDER [--quick]`.
 
 The paper's test of a defensive student beside the attack on the student itself; a robust student under PGD-50 and
-Square; foreign images; the speed of the fit loop; a resumed fit.
+Square; foreign images; the speed of the fit loop; a resumed fit. A part that is run again replaces its earlier rows.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from benchmarks.datasets import ImageSet
 from benchmarks.distillation_fit import fit_rows
 from benchmarks.distillation_foreign import foreign_rows
 from benchmarks.distillation_networks import distilled
-from benchmarks.harness import ClaimRow, report, row
+from benchmarks.harness import ClaimRow, commit, earlier, one_of, report, row
 from models.attacks.gradient import fgsm, ifgsm, pgd, to_8bit
 from models.attacks.square import square_attack
 from models.calibration import wilson_interval
 from models.classifiers import Classifier
 from models.images import chunks, to_float
 
+NAME = "distillation"
 EPS_LINF, STEP_LINF, STEPS = 0.01, 0.01, 10
 PGD_STEPS, RESTARTS = 50, 5
 BATCH = 128
@@ -55,17 +56,16 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with the four npz files")
     parser.add_argument("--cache", type=Path, help="where networks are kept; DATA/distillation")
     parser.add_argument("--quick", action="store_true", help="a smaller run for a first look; writes no file")
-    parser.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=list(PARTS))
+    parser.add_argument("--only", type=one_of(PARTS), default=list(PARTS), help=f"of {', '.join(PARTS)}")
     asked = parser.parse_args()
-    began, cache = time.monotonic(), asked.cache or asked.data / "distillation"
-    rows: list[ClaimRow] = []
-    extra: dict[str, Any] = {}
-    for part in asked.parts:
-        found, about = PARTS[part](asked.data, cache, quick=asked.quick)
+    began, cache = time.monotonic(), asked.cache or asked.data / NAME
+    rows, parts = earlier(NAME, asked.only) if not asked.quick else ([], {})
+    for part in asked.only:
+        print(f"{time.strftime('%H:%M:%S')} {part}", flush=True)
+        found, told = PARTS[part](asked.data, cache, quick=asked.quick)
         rows += found
-        extra |= about
-    partly = asked.quick or set(asked.parts) != set(PARTS)
-    return report("distillation", rows, time.monotonic() - began, quick=partly, extra=extra)
+        parts[part] = {"claims": [each.claim for each in found], "commit": commit(), **told}
+    return report(NAME, rows, time.monotonic() - began, quick=asked.quick, extra={"parts": parts})
 
 
 def defensive_rows(data: Path, cache: Path, *, quick: bool) -> tuple[list[ClaimRow], dict[str, Any]]:
@@ -86,7 +86,7 @@ def defensive_rows(data: Path, cache: Path, *, quick: bool) -> tuple[list[ClaimR
         wanted = ">= 0.7609" if victim == "teacher" else "shown"
         holds = victim == "student" or found[0] >= 0.7609
         rows.append(_share(f"distill/gtsrb/defensive/made-against-{victim}", wanted, *found, holds=holds))
-    return rows, {"defensive": made.notes}
+    return rows, {"notes": made.notes}
 
 
 def robust_rows(data: Path, cache: Path, *, quick: bool) -> tuple[list[ClaimRow], dict[str, Any]]:
@@ -105,7 +105,7 @@ def robust_rows(data: Path, cache: Path, *, quick: bool) -> tuple[list[ClaimRow]
                 parts.append(_strong_pgd(made.student, x, y, rng))
         found = _right(made.student, to_8bit(torch.cat(parts)), labels)
         rows.append(_share(f"distill/gtsrb/robust/{name}", ">= 0.90", *found, holds=found[0] >= 0.9))
-    return rows, {"robust": made.notes}
+    return rows, {"notes": made.notes}
 
 
 def _strong_pgd(network: Classifier, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:

@@ -61,7 +61,7 @@ def fit_rows(data: Path, _cache: Path, *, quick: bool) -> tuple[list[ClaimRow], 
         row("fit/gtsrb/speed-over-bare-loop", ">= 0.95", speed, speed >= 0.95, n=len(ratios)),
         row("fit/gtsrb/resumed-weights-that-differ", "0", same, same == 0, unit="tensors"),
     ]
-    return rows, {"fit": {"ratios": ratios, "images": count}}
+    return rows, {"ratios": ratios, "images": count}
 
 
 def _network(given: ImageSet) -> Classifier:

@@ -56,7 +56,7 @@ def foreign_rows(data: Path, cache: Path, *, quick: bool) -> tuple[list[ClaimRow
         images = Three(given.test_images[order[: cut[0]]], given.test_images[order[cut[0] : cut[1]]], foreign)
         rows += _as_served(f"abstain/{name}", stranger, student, images, given.test_labels[order[: cut[0]]])
         study[f"{name}/{stranger}"] = alternatives(student, given.images[train][:8000], images)
-    return rows, {"foreign": study}
+    return rows, {"study": study}
 
 
 def _as_served(label: str, stranger: str, student: Classifier, images: Three, labels: Any) -> list[ClaimRow]:
