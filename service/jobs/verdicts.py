@@ -127,7 +127,8 @@ class VerdictTable:
         with storage.writing(key) as file:
             file.write(self.parquet())
         with storage.writing(paged_key(key)) as file, ipc.new_file(file, self._table.schema) as writer:
-            writer.write_table(self._table, max_chunksize=ROWS_A_BATCH)
+            for start in range(0, len(self), ROWS_A_BATCH):  # columns lie in chunks of any length
+                writer.write_table(self._table.slice(start, ROWS_A_BATCH).combine_chunks())
         verdict_index.write(storage, key, self._table)
 
     def parquet(self) -> bytes:

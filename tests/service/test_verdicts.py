@@ -146,6 +146,17 @@ def test_a_table_of_any_length_ends_where_it_ends(storage: LocalStorage, count: 
         assert pages.page(None, sort, count + 5, 10) == ([], count)
 
 
+def test_columns_in_chunks_of_any_length_make_whole_pages(storage: LocalStorage) -> None:
+    """As those of a manifest do, whose row groups are its shards."""
+    labels = pa.chunked_array([[f"class {i}"] * size for i, size in enumerate((64, 700, 1500))])
+    chunked = table(2264, labels=labels)
+    chunked.write(storage, KEY)
+    rows, count = VerdictPages(storage, KEY, Orders()).page(None, "index", 0, 2264)
+    assert count == 2264
+    assert [row["index"] for row in rows] == list(range(2264))
+    assert [row["label"] for row in rows] == labels.to_pylist()
+
+
 def test_a_job_of_before_the_panel_is_read_in_the_new_form(storage: LocalStorage) -> None:
     old = pa.table(
         {
