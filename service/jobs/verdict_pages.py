@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidInput, NotFound
 from service.jobs import verdict_index
-from service.jobs.verdicts import ROWS_A_BATCH, SCORE, Verdict, VerdictTable, as_wire, detectors, paged_key
+from service.jobs.verdicts import BATCH_MARK, ROWS_A_BATCH, SCORE, Verdict, VerdictTable, as_wire, detectors, paged_key
 from service.storage import Storage
 
 Order = NDArray[np.int64]
@@ -171,23 +171,33 @@ def _ordered(rows: _Rows, wanted: Mapping[str, str], column: str, *, descending:
 
 
 class _Rows:
-    """Rows by their places. Earlier jobs have no index, or only the whole table: that is read instead, and sorted."""
+    """Rows by their places.
+
+    Earlier jobs have no index, or pages of any length, or only the whole table: that is read instead, and sorted.
+    """
 
     def __init__(self, storage: Storage, key: str) -> None:
         self._storage, self._key = storage, key
         self._open = ExitStack()
         self._count: int
         self._whole: pa.Table | None = None
-        if not storage.exists(paged_key(key)):
+        if not (storage.exists(paged_key(key)) and self._opened()):
             self._whole = VerdictTable.read(storage, key).table
             self.columns = self._whole.column_names
             self._count = len(self._whole)
             return
-        self._file = self._open.enter_context(storage.open(paged_key(key)))
-        self._batches = ipc.open_file(pa.PythonFile(self._file, "r"))
         self.columns = self._batches.schema.names
         last = self._batches.num_record_batches - 1
         self._count = 0 if last < 0 else last * ROWS_A_BATCH + len(self._batches.get_batch(last))
+
+    def _opened(self) -> bool:
+        """Opens the pages. False, and closed again, where they are not all of one length."""
+        self._file = self._open.enter_context(self._storage.open(paged_key(self._key)))
+        self._batches = ipc.open_file(pa.PythonFile(self._file, "r"))
+        if (self._batches.schema.metadata or {}).get(BATCH_MARK) == str(ROWS_A_BATCH).encode():
+            return True
+        self._open.close()
+        return False
 
     def __enter__(self) -> _Rows:
         return self

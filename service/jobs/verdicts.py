@@ -33,6 +33,8 @@ OVERRIDE = {"override": "verdict", "override_note": "note", "override_by": "by",
 """Columns of what a person decided, in the files that a reviewed table is given out as."""
 
 ROWS_A_BATCH = 1024
+BATCH_MARK = b"rows_a_batch"
+"""In the schema of pages of which every batch but the last has that many rows."""
 """Of the paged file. A page in any order reads at most as many batches as it has rows."""
 
 ROWS_A_CSV_PART = 8192
@@ -126,9 +128,10 @@ class VerdictTable:
         """Whole at `key`, and in pages with an index, so that the gateway need not read it all for a hundred rows."""
         with storage.writing(key) as file:
             file.write(self.parquet())
-        with storage.writing(paged_key(key)) as file, ipc.new_file(file, self._table.schema) as writer:
+        schema = self._table.schema.with_metadata({BATCH_MARK: str(ROWS_A_BATCH)})
+        with storage.writing(paged_key(key)) as file, ipc.new_file(file, schema) as writer:
             for start in range(0, len(self), ROWS_A_BATCH):  # columns lie in chunks of any length
-                writer.write_table(self._table.slice(start, ROWS_A_BATCH).combine_chunks())
+                writer.write_table(self._table.slice(start, ROWS_A_BATCH).combine_chunks().cast(schema))
         verdict_index.write(storage, key, self._table)
 
     def parquet(self) -> bytes:

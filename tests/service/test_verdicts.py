@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
 from httpx import Client
@@ -155,6 +156,16 @@ def test_columns_in_chunks_of_any_length_make_whole_pages(storage: LocalStorage)
     assert count == 2264
     assert [row["index"] for row in rows] == list(range(2264))
     assert [row["label"] for row in rows] == labels.to_pylist()
+
+
+def test_pages_of_any_length_of_earlier_jobs_are_not_believed(storage: LocalStorage) -> None:
+    table(300).write(storage, KEY)
+    whole = table(300).table
+    with storage.writing(paged_key(KEY)) as file, ipc.new_file(file, whole.schema) as writer:
+        writer.write_table(whole, max_chunksize=64)
+    rows, count = VerdictPages(storage, KEY, Orders()).page(None, "-index", 0, 300)
+    assert count == 300
+    assert [row["index"] for row in rows] == list(range(299, -1, -1))
 
 
 def test_a_job_of_before_the_panel_is_read_in_the_new_form(storage: LocalStorage) -> None:
