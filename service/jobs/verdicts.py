@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -127,7 +127,7 @@ class VerdictTable:
     def write(self, storage: Storage, key: str) -> None:
         """Whole at `key`, and in pages with an index, so that the gateway need not read it all for a hundred rows."""
         with storage.writing(key) as file:
-            file.write(self.parquet())
+            self._write_parquet(file)
         schema = self._table.schema.with_metadata({BATCH_MARK: str(ROWS_A_BATCH)})
         with storage.writing(paged_key(key)) as file, ipc.new_file(file, schema) as writer:
             for start in range(0, len(self), ROWS_A_BATCH):  # columns lie in chunks of any length
@@ -136,8 +136,11 @@ class VerdictTable:
 
     def parquet(self) -> bytes:
         sink = io.BytesIO()
-        pq.write_table(self._table, sink, compression="zstd")
+        self._write_parquet(sink)
         return sink.getvalue()
+
+    def _write_parquet(self, file: BinaryIO) -> None:
+        pq.write_table(self._table, file, compression="zstd")
 
     def csv(self, order: NDArray[np.int64] | None = None) -> Iterator[bytes]:
         """The rows in `order` (all, where None), part by part; no cell begins as a spreadsheet's formula would."""
