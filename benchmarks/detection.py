@@ -41,7 +41,6 @@ PARTS: dict[str, Part] = {
     "perturbed": Part(detection_perturbed.measure),
     **{f"labels-{kind}": Part(partial(detection_labels.measure, kind=kind)) for kind in detection_labels.KINDS},
     **{f"panels-{kind}": Part(partial(detection_labels.compare, kind=kind)) for kind in detection_labels.KINDS},
-    **{f"unchecked-{kind}": Part(partial(detection_labels.unchecked, kind=kind)) for kind in detection_labels.KINDS},
     **{f"sifted-{kind}": Part(partial(detection_sifted.measure, kind=kind)) for kind in detection_sifted.KINDS},
     **{f"rates-{kind}": Part(partial(detection_rates.measure, kind=kind)) for kind in detection_rates.KINDS},
     "clean": Part(detection_clean.clean),

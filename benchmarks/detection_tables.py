@@ -43,7 +43,13 @@ SIGN_ATTACKS = {
     for name, attack in (("FGSM", "fgsm"), ("I-FGSM", "ifgsm"), ("PGD", "pgd"))
 }
 LEAST = {"C&W, L2": "cw-l2", "DeepFool": "deepfool", "JSMA": "jsma"}
-KINDS = {"BadNets": "badnets", "blend 0.2": "blend-0.2", "sinusoid": "sinusoid", "flips": "flips"}
+KINDS = {
+    "BadNets": "badnets",
+    "BadNets, a square that is learnt": "square",
+    "blend 0.2": "blend-0.2",
+    "sinusoid": "sinusoid",
+    "flips": "flips",
+}
 DETECTORS = {
     name: name
     for name in (

@@ -20,6 +20,7 @@ from models.detectors import (
     duplicates,
     label_agreement,
     label_loss,
+    poison_gain,
     reconstruction_divergence,
     spectral_signature,
 )
@@ -145,6 +146,25 @@ def test_certain_labels_stay_apart_where_their_probability_rounds_to_one() -> No
 def test_a_probability_of_zero_is_a_large_finite_loss() -> None:
     logits = as_logits(np.array([[0.0, 1.0]]))
     assert 80 < float(label_loss.label_loss(logits, np.array([0]))[0]) < 100
+
+
+def test_gain_is_the_difference_of_the_labels_odds() -> None:
+    believing, checked = np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([[0.25, 0.75], [0.5, 0.5]])
+    gain = poison_gain.poison_gain(np.log(believing), np.log(checked), np.array([0, 1]))
+    np.testing.assert_allclose(gain, np.log([9 * 3, 4]), rtol=1e-6)
+
+
+def test_a_learnt_trigger_gains_more_than_a_hard_image_that_is_got_right() -> None:
+    """Both are believed with probabilities that round to one, and doubted alike by whoever has met no poison."""
+    believing = log_softmax(np.array([[26.0, 0, 0], [18.0, 0, 0]]), axis=1).astype(np.float32)
+    checked = log_softmax(np.array([[-9.0, 0, 0], [-9.5, 0, 0]]), axis=1).astype(np.float32)
+    learnt, hard = poison_gain.poison_gain(believing, checked, np.array([0, 0]))
+    assert learnt > hard + 5
+
+
+def test_gain_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="same images"):
+        poison_gain.poison_gain(np.zeros((3, 2)), np.zeros((2, 2)), np.zeros(3, int))
 
 
 def test_overfit_is_in_deviations_of_the_labels_own_class() -> None:
