@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,46 +18,59 @@ SHOWN_EACH = 4
 def worst_cases(
     subject: Subject, images: NDArray[np.uint8], labels: NDArray[np.int64], found: Evaluation
 ) -> list[AttackExample]:
-    """Of each attack a few images that the student had right and then had wrong.
+    """Of each attack a few images of which it made a wrong answer, of the served model or of the bare student.
 
-    Answered ones first, the surest answers before others: those are what harms. images, labels: what was evaluated.
+    What is served, and wrong, comes first, the surest answers before others: that is what harms. What was as wrong
+    without the attack is none of its doing. images, labels: what was evaluated.
     """
-    before = found.outcomes["none"]
-    was_right = np.zeros(len(images), np.bool_)
-    was_right[before.rows] = before.right
+    unattacked = _Unattacked.of(images, labels, found.outcomes["none"])
     return [
         example
         for name, outcome in found.outcomes.items()
         if name != "none"
-        for example in _turned(subject, name, outcome, images, labels, was_right)
+        for example in _turned(subject, name, outcome, unattacked)
     ]
 
 
-def _turned(
-    subject: Subject,
-    attack: str,
-    outcome: Outcome,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    was_right: NDArray[np.bool_],
-) -> list[AttackExample]:
-    turned = np.flatnonzero(outcome.fooled & was_right[outcome.rows])
+@dataclass(frozen=True, eq=False)
+class _Unattacked:
+    """All n images as they were. student: (n,), its answers; harmed: (n,), where the served model's was wrong."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    student: NDArray[np.int64]
+    harmed: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, images: NDArray[np.uint8], labels: NDArray[np.int64], clean: Outcome) -> _Unattacked:
+        student, harmed = np.full(len(images), -1, np.int64), np.zeros(len(images), np.bool_)
+        student[clean.rows], harmed[clean.rows] = clean.student, _harmed(clean)
+        return cls(images, labels, student, harmed)
+
+
+def _harmed(outcome: Outcome) -> NDArray[np.bool_]:
+    return np.zeros(len(outcome.rows), np.bool_) if outcome.harmed is None else outcome.harmed
+
+
+def _turned(subject: Subject, attack: str, outcome: Outcome, unattacked: _Unattacked) -> list[AttackExample]:
+    labels, before = unattacked.labels[outcome.rows], unattacked.student[outcome.rows]
+    did_harm = _harmed(outcome) & ~unattacked.harmed[outcome.rows]
+    turned = np.flatnonzero(did_harm | (outcome.fooled & (before == labels)))
     if not len(turned):
         return []
     decision = subject.answer(outcome.images[turned])
-    truth, after = labels[outcome.rows[turned]], decision.label_index
     sure = decision.uncertainty.mean_probabilities.max(axis=1)
-    order = np.lexsort((-sure, after == truth, decision.abstained))[:SHOWN_EACH]
+    order = np.lexsort((-sure, decision.abstained, ~did_harm[turned]))[:SHOWN_EACH]
     return [
         AttackExample(
             attack=attack,
-            original=images[outcome.rows[turned[place]]],
-            attacked=outcome.images[turned[place]],
-            label=subject.classes[truth[place]],
-            before=subject.classes[truth[place]],
-            after=subject.classes[after[place]],
-            answer=None if decision.abstained[place] else subject.classes[after[place]],
+            original=unattacked.images[outcome.rows[row]],
+            attacked=outcome.images[row],
+            label=subject.classes[labels[row]],
+            before=subject.classes[labels[row]],
+            after=subject.classes[decision.label_index[place]],
+            answer=None if decision.abstained[place] else subject.classes[decision.label_index[place]],
             reason=decision.reason[place],
         )
-        for place in order
+        for place, row in zip(order, turned[order], strict=True)
     ]

@@ -93,22 +93,19 @@ def _only(first: Outcome, second: Outcome) -> tuple[int, int, int]:
 
 
 def _adaptive(outcomes: Mapping[str, Outcome]) -> list[Sign]:
+    """Of the harm that the table shows: what is served, and wrong, whatever the bare student makes of it."""
     blind = "pgd-margin"
-    if "adaptive" not in outcomes or blind not in outcomes or not outcomes["adaptive"].decided:
+    if "adaptive" not in outcomes or blind not in outcomes:
         return []
-    _, ours, theirs = np.intersect1d(outcomes["adaptive"].rows, outcomes[blind].rows, return_indices=True)
-    harm = [_harmed(outcomes[name])[rows] for name, rows in (("adaptive", ours), (blind, theirs))]
-    only_blind, only_adaptive = int((harm[1] & ~harm[0]).sum()), int((harm[0] & ~harm[1]).sum())
+    adaptive, other = outcomes["adaptive"], outcomes[blind]
+    if adaptive.harmed is None or other.harmed is None:
+        return []
+    _, ours, theirs = np.intersect1d(adaptive.rows, other.rows, return_indices=True)
+    by_adaptive, by_blind = adaptive.harmed[ours], other.harmed[theirs]
+    only_blind, only_adaptive = int((by_blind & ~by_adaptive).sum()), int((by_adaptive & ~by_blind).sum())
     raised = wilson_interval(only_blind, only_blind + only_adaptive)[0] > 0.5
     measured = {f"wrong_and_answered_under_{blind}_only": only_blind, "under_adaptive_only": only_adaptive}
     return [_sign("adaptive_weaker_than_blind", raised, measured | {"n": len(ours)})]
-
-
-def _harmed(outcome: Outcome) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Answered, and wrongly; a right answer of the bare student can be a wrong one under dropout, and is left alone."""
-    abstained = np.concatenate([decision.abstained for decision in outcome.decided])
-    harmed: np.ndarray[Any, np.dtype[np.bool_]] = outcome.fooled & ~abstained
-    return harmed
 
 
 def _sign(flag: str, raised: bool, measured: dict[str, Any]) -> Sign:

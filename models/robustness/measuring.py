@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ LEAST: dict[AttackName, str] = {"deepfool": "l2", "cw": "l2", "jsma": "l0"}
 class Evaluation:
     """Rows ("none" first), signs of gradient masking, the security curve, and how far the nearest mistakes are.
 
-    images, right: what each attack made of which rows of the images given, and whether it is still right; for eyes.
+    outcomes: what each attack made of which rows of the images given, and what was said of it; for eyes.
     """
 
     rows: list[AttackRow]
@@ -102,7 +102,7 @@ def evaluate(
         curve=curve,
         least={name: _least(norm, outcomes[name], right) for name, norm in LEAST.items() if name in outcomes},
         probes=probes,
-        outcomes={name: _placed(outcome, chosen) for name, outcome in outcomes.items()},
+        outcomes={name: replace(outcome, rows=chosen[outcome.rows]) for name, outcome in outcomes.items()},
     )
 
 
@@ -125,10 +125,6 @@ def _least(norm: str, outcome: Outcome, right_before: npt.NDArray[np.bool_]) -> 
     before = right_before[outcome.rows]
     lengths = getattr(outcome.norms, norm)
     return robustness(lengths[before], outcome.fooled[before], norm=norm)
-
-
-def _placed(outcome: Outcome, chosen: npt.NDArray[np.int64]) -> Outcome:
-    return Outcome(chosen[outcome.rows], outcome.images, outcome.right, outcome.norms, outcome.code, outcome.decided)
 
 
 class _Tally:

@@ -16,7 +16,7 @@ from models.attacks.gradient import evaluating, to_8bit
 from models.device import device_of
 from models.images import Images, chunks, to_float, to_uint8
 from models.robustness.geometry import CodeShift, Norms, code_shift, norms
-from models.robustness.served import Served, served
+from models.robustness.served import Served, harmed, served
 from models.robustness.shares import Share, share
 from models.robustness.suites import Perturb, Target
 from models.seeding import derive_seed
@@ -26,11 +26,17 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Of one attack on n images. rows: (n,), where they lie among all images of the evaluation."""
+    """Of one attack on n images. rows: (n,), where they lie among all images of the evaluation.
+
+    student, right: (n,), the bare classifier's answers, and where they are right. decided: the served model's, batch by
+    batch. harmed: (n,), where it answers, and wrongly; None where there is none.
+    """
 
     rows: npt.NDArray[np.int64]
     images: Images
+    student: npt.NDArray[np.int64]
     right: npt.NDArray[np.bool_]
+    harmed: npt.NDArray[np.bool_] | None
     norms: Norms
     code: CodeShift | None
     decided: list[Decision]
@@ -112,11 +118,21 @@ def attacked(
         rng = torch.Generator(device).manual_seed(derive_seed(seed[0], seed[1], batch.start))
         x_adv = to_8bit(perturb(x, y, rng))
         with torch.no_grad(), evaluating(target.student):
-            parts.append((x, x_adv, target.student(x_adv).argmax(dim=1) == y))
+            parts.append((x, x_adv, target.student(x_adv).argmax(dim=1)))
         decided += [] if target.answer is None else [target.answer(to_uint8(x_adv))]
         spent(len(here))
-    x, x_adv, right = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Outcome(rows, to_uint8(x_adv), right.cpu().numpy(), norms(x, x_adv), _code(target, x, x_adv), decided)
+    x, x_adv, answered = (torch.cat(part) for part in zip(*parts, strict=True))
+    student = answered.cpu().numpy()
+    return Outcome(
+        rows=rows,
+        images=to_uint8(x_adv),
+        student=student,
+        right=student == labels[rows],
+        harmed=harmed(decided, labels[rows]) if decided else None,
+        norms=norms(x, x_adv),
+        code=_code(target, x, x_adv),
+        decided=decided,
+    )
 
 
 def _code(target: Target, x: Tensor, x_adv: Tensor) -> CodeShift | None:

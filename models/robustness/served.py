@@ -55,10 +55,18 @@ def guard(
     return answer
 
 
+def harmed(decided: Sequence[Decision], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """(n,): where the served model answers, and wrongly, whatever the bare student says.
+
+    decided: of one batch after another, of as many images as there are labels.
+    """
+    abstained, right = _told(decided, labels)
+    return ~right & ~abstained
+
+
 def served(decided: Sequence[Decision], labels: npt.NDArray[np.int64]) -> Served:
     """decided: of one batch after another, of as many images as there are labels."""
-    abstained = np.concatenate([decision.abstained for decision in decided])
-    right = np.concatenate([decision.label_index for decision in decided]) == labels
+    abstained, right = _told(decided, labels)
     reasons = Counter(reason for decision in decided for reason in decision.reason if reason is not None)
     n = len(labels)
     return Served(
@@ -67,3 +75,11 @@ def served(decided: Sequence[Decision], labels: npt.NDArray[np.int64]) -> Served
         wrong=share(int((~right & ~abstained).sum()), n),
         reasons={str(reason): count for reason, count in reasons.items()},
     )
+
+
+def _told(
+    decided: Sequence[Decision], labels: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Where it abstained, and where its label is right, abstained from or not."""
+    abstained = np.concatenate([decision.abstained for decision in decided])
+    return abstained, np.concatenate([decision.label_index for decision in decided]) == labels

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.abstention import calibrate_abstention, dropout_masks
 from models.attacks.guarded import ServedStack
@@ -20,6 +20,7 @@ from models.robustness import Evaluation, Target, accuracy_under_attack, evaluat
 from models.specs import ClassifierSpec, DistillSpec, EvaluateSpec, FitSpec
 from models.training import Forgetful, Silent, Stopped
 from models.uncertainty import mc_probabilities
+from tests.levels import OfMean, greys
 
 EPS = 4 / 255  # a whole number of levels, so that rounding to 8 bits changes nothing
 SPEC = EvaluateSpec(
@@ -34,30 +35,11 @@ SPEC = EvaluateSpec(
 LABEL_ZERO = np.zeros(400, dtype=np.int64)
 
 
-class OfMean(nn.Module):
-    """Two classes, decided by a function of the image's mean; wrong where the function is positive."""
-
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def wrong_by(self, mean: Tensor) -> Tensor:
-        return mean - 0.5
-
-    def forward(self, x: Tensor) -> Tensor:
-        wrong = self.scale * self.wrong_by(x.mean((1, 2, 3)))
-        return torch.stack((torch.zeros_like(wrong), wrong), dim=1)
-
-
 class Hill(OfMean):
     """The loss rises from the grey level 100 to a summit that is wrong, and falls beyond: steps of ε jump over it."""
 
     def wrong_by(self, mean: Tensor) -> Tensor:
         return 0.25 * EPS**2 - (mean - 100 / 255 - 0.6 * EPS) ** 2
-
-
-def greys(levels: np.ndarray) -> Images:
-    return np.broadcast_to(levels.astype(np.uint8)[:, None, None, None], (len(levels), 8, 8, 1)).copy()
 
 
 @dataclass
