@@ -67,8 +67,8 @@ def _turned(subject: Subject, attack: str, outcome: Outcome, unattacked: _Unatta
             original=unattacked.images[outcome.rows[row]],
             attacked=outcome.images[row],
             label=subject.classes[labels[row]],
-            before=subject.classes[labels[row]],
-            after=subject.classes[decision.label_index[place]],
+            before=subject.classes[before[row]],
+            after=subject.classes[outcome.student[row]],
             answer=None if decision.abstained[place] else subject.classes[decision.label_index[place]],
             reason=decision.reason[place],
         )

@@ -47,3 +47,17 @@ def test_harm_comes_before_what_only_fools_the_student_and_few_are_shown() -> No
     assert len(examples) == SHOWN_EACH
     assert [example.answer for example in examples] == ["bright", "bright", "bright", None]
     assert examples[3].reason == "uncertain"
+
+
+def test_the_students_own_answers_are_told_beside_what_is_served() -> None:
+    """FGSM takes 116 to 120, where only the served model errs, and 126 to 130, where only the student does."""
+    right, wrong, both = (
+        worst(by_level(one_from=start), [level])[0] for start, level in ((118, 116), (200, 126), (130, 126))
+    )
+    assert [(e.before, e.after, e.answer) for e in (right, wrong, both)] == [
+        ("dark", "dark", "bright"),
+        ("dark", "bright", "dark"),
+        ("dark", "bright", "bright"),
+    ]
+    (misread,) = worst(by_level(one_from=134), [130])
+    assert (misread.label, misread.before, misread.after, misread.answer) == ("dark", "bright", "bright", "bright")

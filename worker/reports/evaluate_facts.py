@@ -41,8 +41,8 @@ KNOWLEDGE = {
 class AttackExample:
     """One image before and after an attack; pictures are uint8 (h, w, c).
 
-    before, after: the bare student's class for each. answer: what the served model says to the attacked image, None
-    where it abstains for `reason`; where both are None the page does not speak of the served model.
+    before, after: what the bare student, without dropout, makes of each. answer: what the served model says to the
+    attacked image, None where it abstains for `reason`; where both are None the page does not speak of it.
     """
 
     attack: str
