@@ -23,6 +23,9 @@ SIGNS = {
 OF_THE_ATTACKER = "adaptive_weaker_than_blind"
 """A sign that says something of this evaluation, not of the student."""
 
+LEAST_CHANGE = {"deepfool": "L2", "cw": "L2", "jsma": "L0"}
+"""Attacks that look for the least change, and in which norm."""
+
 
 def strongest(rows: Sequence[AttackRow]) -> AttackRow:
     """The attack under which the bare student is right least often; one without a box only where there is no other."""
@@ -87,11 +90,20 @@ def verdict(rows: Sequence[AttackRow], signs: Sequence[Sign]) -> str:
         return "Nobody who knows the whole stack was let loose on it: of the served model this shows the easy half."
     if harmful is not None and _wrong(harmful) > 0.05:
         return "An attacker who gets that far makes the served model wrong too often to rely on its abstention."
+    if _too_weak(signs):
+        return (
+            "No sign of gradient masking was seen, but the attacker who knows the whole stack did less harm than one "
+            "who does not: of the served model the table shows too little harm."
+        )
     return "No sign of gradient masking was seen: within its intervals the table can be taken as it stands."
 
 
 def _masked(signs: Sequence[Sign]) -> bool:
     return any(sign.raised and sign.name != OF_THE_ATTACKER for sign in signs)
+
+
+def _too_weak(signs: Sequence[Sign]) -> bool:
+    return any(sign.raised and sign.name == OF_THE_ATTACKER for sign in signs)
 
 
 def may_conclude(facts: EvaluateFacts, rows: Sequence[AttackRow]) -> list[str]:
@@ -109,8 +121,7 @@ def may_conclude(facts: EvaluateFacts, rows: Sequence[AttackRow]) -> list[str]:
 
 def may_not_conclude(rows: Sequence[AttackRow], signs: Sequence[Sign]) -> list[str]:
     points = [
-        "That the student withstands larger perturbations than those of the curves, other norms, patches, rotations, "
-        "blur or weather. None was tried.",
+        _of_what_was_not_tried(rows),
         _of_abstention(rows, signs),
         "That it was never poisoned. A backdoor answers only to its trigger, and no attack here carries one.",
     ]
@@ -124,8 +135,26 @@ def may_not_conclude(rows: Sequence[AttackRow], signs: Sequence[Sign]) -> list[s
     return [distilled, *points]
 
 
+def _of_what_was_not_tried(rows: Sequence[AttackRow]) -> str:
+    other_norms = [
+        f"{row.name} ({LEAST_CHANGE[row.attack]}{'' if row.eps_linf is None else ', in the same box'})"
+        for row in rows
+        if row.attack in LEAST_CHANGE
+    ]
+    if not other_norms:
+        return (
+            "That the student withstands larger perturbations than those of the curves, other norms, patches, "
+            "rotations, blur or weather. None was tried."
+        )
+    return (
+        "That the student withstands larger boxes than those of the curves, patches, rotations, blur or weather. None "
+        f"was tried. Of other norms than L∞ only these were: {', '.join(other_norms)}. A change that an attack finds "
+        "is not the least there is."
+    )
+
+
 def _of_abstention(rows: Sequence[AttackRow], signs: Sequence[Sign]) -> str:
-    if any(sign.raised and sign.name == OF_THE_ATTACKER for sign in signs):
+    if _too_weak(signs):
         return (
             "That abstention stops an attacker who knows it. The one tried did less harm than one who does not know "
             "it, so it was too weak; ask for more adaptive_steps and adaptive_restarts."
