@@ -82,7 +82,8 @@ def _lag(outcomes: Mapping[str, Outcome], flag: str, behind: str, ahead: str) ->
     only_ahead, only_behind, n = _only(outcomes[ahead], outcomes[behind])
     lag = (only_ahead - only_behind) / n
     raised = lag > LAG_ALLOWED and wilson_interval(only_ahead, only_ahead + only_behind)[0] > 0.5
-    return [_sign(flag, raised, {f"fooled_by_{ahead}_over_{behind}": lag, "n": n})]
+    counts = {f"fooled_by_{ahead}_only": only_ahead, f"fooled_by_{behind}_only": only_behind}
+    return [_sign(flag, raised, {f"fooled_by_{ahead}_over_{behind}": lag, **counts, "n": n})]
 
 
 def _only(first: Outcome, second: Outcome) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from models.device import device_of
 from models.images import Images, chunks, to_float, to_uint8
 from models.robustness.geometry import CodeShift, Norms, code_shift, norms
 from models.robustness.served import Served, harmed, served
-from models.robustness.shares import Share, share
+from models.robustness.shares import Mean, Share, mean, share
 from models.robustness.suites import Perturb, Target
 from models.seeding import derive_seed
 
@@ -51,7 +51,7 @@ class AttackRow:
     """One attack's result on n images, all rounded to 8 bits.
 
     accuracy: of the bare classifier. success: of the images it had right, those that the attack turned.
-    mean_linf, mean_l2, mean_l0: of the perturbation as rounded; lengths in units of the pixel range, L0 in features.
+    linf, l2, l0: of the perturbation as rounded; lengths in units of the pixel range, L0 in features.
     served: None without a guard. code: of the classifier's features, None where it has none to look at.
     eps_linf: the box, None where there was none.
     """
@@ -59,16 +59,19 @@ class AttackRow:
     attack: str
     accuracy: Share
     success: Share
-    mean_linf: float
-    mean_l2: float
+    linf: Mean
+    l2: Mean
+    l0: Mean
     served: Served | None
     knowledge: str = "student"
     eps_linf: float | None = None
-    mean_l0: float = 0.0
     code: CodeShift | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Flat: {attack, knowledge, eps_linf, n, accuracy, low, high, attack_success, success_low, …}."""
+        """Flat: {attack, knowledge, eps_linf, n, accuracy, low, high, attack_success, success_low, …}.
+
+        Each mean is there as {name}, {name}_low, {name}_high and {name}_n.
+        """
         flat: dict[str, Any] = {
             "attack": self.attack,
             "knowledge": self.knowledge,
@@ -81,12 +84,12 @@ class AttackRow:
             "success_low": self.success.low,
             "success_high": self.success.high,
             "success_n": self.success.n,
-            "mean_linf": self.mean_linf,
-            "mean_l2": self.mean_l2,
-            "mean_l0": self.mean_l0,
         }
+        means = {"mean_linf": self.linf, "mean_l2": self.l2, "mean_l0": self.l0}
         if self.code is not None:
-            flat |= {"code_cosine": self.code.cosine.mean, "code_norm_ratio": self.code.norm_ratio.mean}
+            means |= {"code_cosine": self.code.cosine, "code_norm_ratio": self.code.norm_ratio}
+        for name, found in means.items():
+            flat |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": found.n}
         return flat | (served_json(self.served) if self.served is not None else {})
 
 
@@ -160,11 +163,11 @@ def row_of(
         attack=name,
         accuracy=share(int(outcome.right.sum()), len(outcome.right)),
         success=share(int((before & ~outcome.right).sum()), int(before.sum())),
-        mean_linf=float(outcome.norms.linf.mean()),
-        mean_l2=float(outcome.norms.l2.mean()),
+        linf=mean(outcome.norms.linf),
+        l2=mean(outcome.norms.l2),
+        l0=mean(outcome.norms.l0),
         served=served(outcome.decided, labels[outcome.rows]) if outcome.decided else None,
         knowledge=knowledge,
         eps_linf=eps_linf,
-        mean_l0=float(outcome.norms.l0.mean()),
         code=outcome.code,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -164,11 +165,11 @@ def _by_answers(spec: EvaluateSpec, target: Target) -> dict[AttackName, tuple[fl
 
 
 def _answered_wrongly(answer: Answer, alpha: float, y: Tensor) -> Objective:
-    """What the served model tells its clients is all there is: the lesser of the margin and of p - α."""
+    """The lesser of the margin and of p - α, of what clients are told: calibrated probabilities in float32, and p."""
 
     def objective(tried: Tensor, rows: Tensor) -> Tensor:
         decision = answer(to_uint8(tried))
-        told = torch.from_numpy(decision.uncertainty.mean_probabilities).to(tried.device)
+        told = torch.from_numpy(decision.probabilities.astype(np.float32)).to(tried.device)
         true = told.gather(1, y[rows][:, None]).squeeze(1)
         wrong = told.scatter(1, y[rows][:, None], -1.0).amax(1)
         p_value = torch.from_numpy(decision.p_value).to(tried.device)

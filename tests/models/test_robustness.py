@@ -85,7 +85,8 @@ def test_rows_of_a_linear_model_are_what_can_be_counted_by_hand() -> None:
     for name in ("fgsm", "ifgsm"):
         assert rows[name]["mean_linf"] == pytest.approx(EPS, abs=1e-6)
         assert rows[name]["mean_l2"] == pytest.approx(8 * EPS, abs=1e-6)
-        assert rows[name]["mean_l0"] == 64
+        assert rows[name]["mean_l0"] == rows[name]["mean_l0_low"] == rows[name]["mean_l0_high"] == 64
+        assert rows[name]["mean_l2_n"] == 400
     assert not raised(result)
     done, total = watch.calls[-1]
     assert done == total
@@ -240,6 +241,10 @@ def test_what_the_served_model_makes_of_attacked_digits(digits: Digits, detected
     assert rows["ifgsm"]["accuracy"] < rows["none"]["accuracy"] - 0.1
     assert rows["pgd-margin"]["accuracy"] <= rows["fgsm"]["accuracy"]
     assert rows["none"]["code_cosine"] == pytest.approx(1)
+    for name in ("code_cosine", "code_norm_ratio", "mean_l2", "mean_l0"):
+        found = rows["pgd-margin"]
+        assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
+        assert found[f"{name}_n"] == 200
     assert 0 < rows["pgd-margin"]["code_cosine"] < 0.98
     if detected:
         assert rows["pgd-margin"]["served_abstained"] == 1

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from torch import Tensor
 
+from models.abstention import Decision
 from models.evaluate_specs import EvaluateSpec
+from models.images import Images
 from models.robustness import Answer, Evaluation, Target, evaluate
 from models.training import Silent
 from tests.levels import OfMean, by_level, greys
@@ -68,3 +72,18 @@ def test_an_attack_that_fools_the_student_alone_outdoes_no_other() -> None:
     assert found.outcomes["pgd-margin"].fooled.all()
     assert found.outcomes["adaptive"].right.all()
     assert not sign_of(found)["raised"]
+
+
+def test_square_goes_by_what_clients_of_the_served_model_are_told() -> None:
+    """The mean over the passes, which nobody is told, would lead it nowhere here."""
+    serves = by_level(one_from=119)
+
+    def answer(images: Images) -> Decision:
+        decision = serves(images)
+        hidden = np.tile([0.9, 0.1], (len(images), 1))
+        return replace(decision, uncertainty=replace(decision.uncertainty, mean_probabilities=hidden))
+
+    spec = ATTACKS.model_copy(update={"attacks": ("square-served",), "queries": 60})
+    target = Target(OfMean(), answer=answer, alpha=0.05)
+    found = evaluate(target, greys(np.full(10, 117)), np.zeros(10, np.int64), spec, watch=Silent())
+    assert found.outcomes["square-served"].harmed.mean() > 0.5

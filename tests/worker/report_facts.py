@@ -12,7 +12,7 @@ from models.calibration import conformal_p_values, threshold_at_fpr
 from models.panel.detectors import MODULES
 from models.robustness import AttackRow, Evaluation, Served, share
 from models.robustness.curves import CurvePoint
-from models.robustness.geometry import Robustness
+from models.robustness.geometry import CodeShift, Robustness
 from models.robustness.shares import Mean
 from models.shift import Shift
 from models.specs import EvaluateSpec, SanitiseSpec
@@ -121,7 +121,9 @@ def evaluate_facts(**changes: Any) -> EvaluateFacts:
         return Served(share(20, 200), share(180 - wrong, 200), share(wrong, 200), {"perturbed": 20})
 
     def row(attack: str, right: int, turned: int, wrong: int, knows: str = "student") -> AttackRow:
-        return AttackRow(attack, share(right, 200), share(turned, 190), 0.0098, 0.5, served(wrong), knows, 0.01, 99.0)
+        norms = (Mean(0.0098, 0.0097, 0.0099, 200), Mean(0.5, 0.45, 0.55, 200), Mean(99.0, 96.0, 102.0, 200))
+        code = CodeShift(Mean(0.91, 0.9, 0.92, 200), Mean(1.1, 1.0, 1.2, 200)) if turned else None
+        return AttackRow(attack, share(right, 200), share(turned, 190), *norms, served(wrong), knows, 0.01, code)
 
     rows = [
         *(row("none", 190, 0, 2, "none"), row("fgsm", 150, 40, 10), row("ifgsm", 140, 50, 11)),

@@ -225,6 +225,8 @@ def test_the_evaluation_names_what_did_most_harm_and_what_its_attacker_had() -> 
     assert "Do not call the student robust: gradients are masked. Believe the lowest row" in said
     assert [point["eps_linf"] for point in report.json["curve"]] == [0.005, 0.01, 0.02, 0.04] * 2
     assert "least change that fools, by DeepFool, mean L20.3 (95 % interval 0.2 to 0.4" in said.replace("\u00a0", " ")
+    assert "cosine with the clean ones 0.91 (0.9 to 0.92), 1.1 (1 to 1.2) times as long" in said
+    assert report.json["rows"][1]["mean_l2"] == {"value": 0.5, "low": 0.45, "high": 0.55}
     shown = Page(evaluate_report(evaluate_facts(curve=[])).html).text
     assert "As the attacker's box grows" in said and "As the attacker's box grows" not in shown
 

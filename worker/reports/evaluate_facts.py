@@ -66,8 +66,9 @@ class EvaluateFacts:
     """The whole EvaluateSpec as JSON."""
     rows: Sequence[Mapping[str, Any]]
     """As models.robustness gives them, "none" first: {attack, n, accuracy, low, high, attack_success, success_low,
-    success_high, mean_linf, mean_l2}; where told knowledge, eps_linf, mean_l0, code_cosine and code_norm_ratio; and
-    where the served model was tried served_{abstained, correct, wrong}[_low, _high] and served_reasons."""
+    success_high, {mean_linf, mean_l2}[_low, _high]}; where told knowledge, eps_linf, {mean_l0, code_cosine,
+    code_norm_ratio}[_low, _high]; and where the served model was tried served_{abstained, correct, wrong}[_low, _high]
+    and served_reasons."""
     flags: Sequence[Mapping[str, Any] | str]
     """Signs of gradient masking: {flag, raised, measured, meaning}, or a raised one as a sentence."""
     clean: Mapping[str, Any]
@@ -91,7 +92,7 @@ class EvaluateFacts:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share with its 95 % interval."""
+    """A share or a mean with its 95 % interval."""
 
     value: float
     low: float
@@ -116,14 +117,15 @@ class AttackRow:
     n: int
     accuracy: Estimate
     success: Estimate
-    mean_linf: float
-    mean_l2: float
+    mean_linf: Estimate
+    mean_l2: Estimate
     served: Served | None
     knowledge: str = "student"
     eps_linf: float | None = None
-    mean_l0: float | None = None
-    code_cosine: float | None = None
-    code_norm_ratio: float | None = None
+    mean_l0: Estimate | None = None
+    code_cosine: Estimate | None = None
+    code_norm_ratio: Estimate | None = None
+    code_n: int | None = None
 
     @property
     def knows(self) -> str:
@@ -196,25 +198,24 @@ def _row(row: Mapping[str, Any]) -> AttackRow:
             n=int(row["n"]),
             accuracy=Estimate(float(row["accuracy"]), float(row["low"]), float(row["high"])),
             success=Estimate(float(row["attack_success"]), float(row["success_low"]), float(row["success_high"])),
-            mean_linf=float(row["mean_linf"]),
-            mean_l2=float(row["mean_l2"]),
+            mean_linf=_estimate(row, "mean_linf"),
+            mean_l2=_estimate(row, "mean_l2"),
             served=_served(row) if "served_wrong" in row else None,
             knowledge=str(row.get("knowledge", "student")),
-            **{name: _maybe(row, name) for name in ("eps_linf", "mean_l0", "code_cosine", "code_norm_ratio")},
+            eps_linf=None if row.get("eps_linf") is None else float(row["eps_linf"]),
+            code_n=None if row.get("code_cosine_n") is None else int(row["code_cosine_n"]),
+            **{name: _estimate(row, name) for name in ("mean_l0", "code_cosine", "code_norm_ratio") if name in row},
         )
     except KeyError as missing:
         raise FactsError(f"the row of attack {row.get('attack')!r} lacks {missing.args[0]!r}") from missing
 
 
-def _maybe(row: Mapping[str, Any], name: str) -> float | None:
-    return None if row.get(name) is None else float(row[name])
+def _estimate(row: Mapping[str, Any], name: str) -> Estimate:
+    return Estimate(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
 
 
 def _served(row: Mapping[str, Any]) -> Served:
-    correct, abstained, wrong = (
-        Estimate(*(float(row[f"served_{part}{end}"]) for end in ("", "_low", "_high")))
-        for part in ("correct", "abstained", "wrong")
-    )
+    correct, abstained, wrong = (_estimate(row, f"served_{part}") for part in ("correct", "abstained", "wrong"))
     return Served(correct, abstained, wrong, dict(row.get("served_reasons") or {}))
 
 
