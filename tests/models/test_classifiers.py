@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from models.abstention import dropout_masks
 from models.augmentation import augment
 from models.classifiers import GridPool, ImageNorm, build_classifier
-from models.specs import ClassifierSpec
+from models.specs import ClassifierSpec, DistillSpec
 from models.uncertainty import mc_probabilities
 
 SMALL = ClassifierSpec(width=4, hidden=32)
@@ -118,3 +119,46 @@ def test_augmentation_moves_a_little_and_never_mirrors() -> None:
     )
     assert (same > mirrored).all()
     assert 0.5 < same.mean() < 0.99
+
+
+def layers_of(network: nn.Module) -> list[str]:
+    """Those that compute, in their order."""
+    said = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            said.append(f"conv {module.out_channels} of {module.kernel_size[0]}×{module.kernel_size[1]}")
+        elif isinstance(module, nn.MaxPool2d):
+            said.append(f"pool {module.kernel_size}")
+        elif isinstance(module, nn.Linear):
+            said.append(f"full {module.out_features}")
+        elif isinstance(module, nn.ReLU):
+            said.append("relu")
+    return said
+
+
+@pytest.mark.parametrize(
+    ("preset", "shape", "width", "hidden", "parameters"),
+    [
+        ("papernot-mnist", (28, 28, 1), 32, 200, 312_202),
+        ("papernot-cifar10", (32, 32, 3), 64, 256, 1_147_978),
+    ],
+)
+def test_the_presets_are_papernots_two_networks(
+    preset: str, shape: tuple[int, int, int], width: int, hidden: int, parameters: int
+) -> None:
+    """Source: Papernot et al. 2016, table I. 4 × 4 and 5 × 5 maps are left of 28 and 32 pixels without padding."""
+    spec = DistillSpec.model_validate({"preset": preset})
+    assert spec.teacher == spec.student
+    network = build_classifier(spec.student, num_classes=10, image_shape=shape, seed=0)
+    narrow, wide = f"conv {width} of 3×3", f"conv {2 * width} of 3×3"
+    assert layers_of(network) == [
+        *(narrow, "relu", narrow, "relu", "pool 2"),
+        *(wide, "relu", wide, "relu", "pool 2"),
+        *(f"full {hidden}", "relu", f"full {hidden}", "full 10"),
+    ]
+    assert sum(weights.numel() for weights in network.parameters()) == parameters
+    assert not list(network.buffers()), "nothing is normalised by what was seen"
+    assert network.dropout == 0.5
+    features = network.trunk(torch.rand(2, shape[2], *shape[:2], generator=torch.Generator().manual_seed(0)))
+    assert features.shape == (2, hidden)
+    assert features.min() == 0, "a ReLU follows the second full layer, too"

@@ -122,6 +122,31 @@ def test_the_robust_student_withstands_what_fools_its_teacher(digits: Digits, ro
     assert robust.notes["overfitting_check"]["n"] == 512
 
 
+def size_of(model: Classifier) -> int:
+    return sum(weights.numel() for weights in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["defensive", "robust"])
+def test_a_student_half_as_wide_as_its_teacher_learns_from_it(digits: Digits, method: str) -> None:
+    """It cannot start from the teacher's weights."""
+    done = distilled(digits, method=method, student={"width": 4, "hidden": 32}, robust={"eps_linf": 0.02})
+    assert size_of(done.student) < 0.4 * size_of(done.teacher)
+    assert done.student.feature_dim == 32
+    assert accuracy(done.student, to_float(digits[0][1000:]), digits[1][1000:]) > 0.85
+    if method == "robust":
+        assert not done.notes["started_from_teacher"]
+        assert done.notes["adversary"] == "fast"
+
+
+def test_a_robust_student_may_start_from_nothing(digits: Digits, robust: Distilled) -> None:
+    """Where from_teacher is off, though the networks are alike; it then has more to learn."""
+    done = distilled(digits, method="robust", robust={"eps_linf": EPS_LINF, "from_teacher": False})
+    assert done.student.state_dict().keys() == done.teacher.state_dict().keys()
+    assert not done.notes["started_from_teacher"]
+    assert done.student_losses.train_loss[0] > 1.4 * robust.student_losses.train_loss[0]
+    assert accuracy(done.student, to_float(digits[0][1000:]), digits[1][1000:]) > 0.85
+
+
 def test_the_robust_loss_mixes_both_terms(digits: Digits) -> None:
     network = build_classifier(SMALL, num_classes=4, image_shape=(8, 8, 1), seed=0).eval()
     x = to_float(digits[0][:6])
