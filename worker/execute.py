@@ -127,5 +127,5 @@ def _fill_progress(job: Job, context: Context) -> None:
 
 def _ring_new(runtime: Runtime) -> None:
     with runtime.database.session() as session:
-        new = [job.id for job in repository.unclaimed(session, patience_seconds=3600) if job.rung_at is None]
+        new = repository.never_rung(session)
     runtime.doorbell.ring(new)

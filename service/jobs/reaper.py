@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import structlog
-from kombu.exceptions import OperationalError
 from sqlalchemy.orm import Session
 
 from service.db import Database, now
 from service.jobs import calling, harden, repository, steps
-from service.jobs.queue import GPU, QUEUE_OF, Doorbell
+from service.jobs.queue import Doorbell
+from service.jobs.ringing import ring_waiting
 from service.jobs.state import JobState
 from service.tables import Job
-
-PATIENCE_SECONDS = 4.0
 
 log = structlog.get_logger()
 
@@ -26,11 +24,7 @@ def reap(database: Database, doorbell: Doorbell) -> None:
             for job in repository.lost(session):
                 _recover(session, job)
     _reap_steps(database)
-    with database.session() as session:
-        unclaimed = repository.unclaimed(session, patience_seconds=PATIENCE_SECONDS)
-        never_rung = [job.id for job in unclaimed if job.rung_at is None]
-        stale = [job for job in unclaimed if job.rung_at is not None]
-    doorbell.ring(never_rung + _to_ring_again(doorbell, stale))
+    ring_waiting(database, doorbell)
     calling.call_again(database, doorbell)
 
 
@@ -61,15 +55,3 @@ def _recover(session: Session, job: Job) -> None:
         repository.move(
             session, job, JobState.QUEUED, "its worker was lost; queued again", rung_at=None, lease_expires_at=None
         )
-
-
-def _to_ring_again(doorbell: Doorbell, stale: list[Job]) -> list[str]:
-    """A queue that still holds messages needs no second ring; one that cannot be asked gets none either."""
-    if not stale:
-        return []
-    try:
-        waiting = doorbell.waiting()
-    except (OperationalError, OSError) as error:
-        log.warning("broker cannot be asked", error=str(error))
-        return []
-    return [job.id for job in stale if not waiting[QUEUE_OF.get(job.type, GPU)]]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import CursorResult, or_, select, update
+from sqlalchemy import CursorResult, Select, func, select, update
 from sqlalchemy.orm import Session
 
 from service.db import Database, now
@@ -143,14 +144,45 @@ def lost(session: Session) -> list[Job]:
     return list(session.scalars(select(Job).where(Job.state.in_(OWNED), Job.lease_expires_at < now())))
 
 
-def unclaimed(session: Session, *, patience_seconds: float) -> list[Job]:
-    """Queued jobs that nobody was told of, or that nobody came for."""
-    before = now() - timedelta(seconds=patience_seconds)
-    waiting = or_(Job.rung_at.is_(None), Job.rung_at < before)
-    query = select(Job).where(Job.state == JobState.QUEUED, Job.type != "harden", waiting)
-    return list(session.scalars(query.order_by(Job.created_at)))
+@dataclass(frozen=True)
+class Waiting:
+    """Queued jobs of one type that the broker was told of."""
+
+    kind: str
+    count: int
+    longest_ago: datetime  # that one of them was rung
+
+
+def never_rung(session: Session, *, most: int | None = None) -> list[str]:
+    """Queued jobs that nobody was told of."""
+    return list(session.scalars(_queued(Job.id).where(Job.rung_at.is_(None)).order_by(Job.created_at).limit(most)))
+
+
+def waiting(session: Session) -> list[Waiting]:
+    found = _queued(Job.type, func.count(), func.min(Job.rung_at)).where(Job.rung_at.is_not(None))
+    return [Waiting(*row) for row in session.execute(found.group_by(Job.type))]
+
+
+def rung_before(session: Session, moment: datetime, *, kinds: Sequence[str], most: int) -> list[tuple[str, datetime]]:
+    """Queued jobs, and when they were rung: those that were rung longest ago."""
+    found = _queued(Job.id, Job.rung_at).where(Job.rung_at < moment, Job.type.in_(kinds))
+    return [(job_id, at) for job_id, at in session.execute(found.order_by(Job.rung_at, Job.created_at).limit(most))]
+
+
+def take_ringing(database: Database, job_ids: Sequence[str], *, before: datetime) -> list[str]:
+    """Those of the jobs that nobody else has rung meanwhile: of many who look at once, one rings."""
+    if not job_ids:
+        return []
+    with database.transaction() as session:
+        mine = Job.id.in_(job_ids), Job.state == JobState.QUEUED, Job.rung_at < before
+        return list(session.scalars(update(Job).where(*mine).values(rung_at=now()).returning(Job.id)))
 
 
 def mark_rung(database: Database, job_ids: list[str]) -> None:
     with database.transaction() as session:
         session.execute(update(Job).where(Job.id.in_(job_ids)).values(rung_at=now()))
+
+
+def _queued(*columns: Any) -> Select[Any]:
+    """Of jobs that are rung for: a harden job is done by its steps."""
+    return select(*columns).where(Job.state == JobState.QUEUED, Job.type != "harden")

@@ -109,14 +109,25 @@ def test_giving_back_does_not_count_as_an_attempt(database: Database) -> None:
     assert (job.state, job.attempt, job.max_attempts) == (JobState.QUEUED, 1, 2)
 
 
-def test_unclaimed_jobs_are_found_until_they_are_rung(database: Database) -> None:
-    job_id = queued(database)
-    with database.session() as session:
-        assert [job.id for job in repository.unclaimed(session, patience_seconds=60)] == [job_id]
+def test_waiting_jobs_are_told_apart_by_when_they_were_rung(database: Database) -> None:
+    job_id, new = queued(database), queued(database)
     repository.mark_rung(database, [job_id])
     with database.session() as session:
-        assert repository.unclaimed(session, patience_seconds=60) == []
-        assert [job.id for job in repository.unclaimed(session, patience_seconds=-1)] == [job_id]
+        assert repository.never_rung(session) == [new]
+        (waiting,) = repository.waiting(session)
+        rung_at = repository.find(session, job_id).rung_at
+        assert (waiting.kind, waiting.count, waiting.longest_ago) == ("sanitise", 1, rung_at)
+        later = now() + timedelta(seconds=1)
+        assert repository.rung_before(session, later, kinds=["sanitise"], most=9) == [(job_id, rung_at)]
+        assert repository.rung_before(session, waiting.longest_ago, kinds=["sanitise"], most=9) == []
+
+
+def test_of_many_who_would_ring_again_one_does(database: Database) -> None:
+    job_id = queued(database)
+    repository.mark_rung(database, [job_id])
+    seen_at = now()
+    assert repository.take_ringing(database, [job_id], before=seen_at) == [job_id]
+    assert repository.take_ringing(database, [job_id], before=seen_at) == []
 
 
 def test_a_broker_that_is_away_loses_no_job(database: Database, doorbell: Doorbell) -> None:
