@@ -82,16 +82,17 @@ def test_cancel_ends_a_running_job_soon_and_leaves_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two jobs, one after the other
 def test_a_worker_that_is_stopped_gives_its_job_back(
     stack: RunningStack, client: WinnowClient, sets: dict[str, str]
 ) -> None:
-    long = {"width": 24, "fit": {"epochs": 12}}  # enough to be stopped in the middle of it
+    long = {"width": 8, "fit": {"epochs": 12}}  # enough to be stopped in the middle of it
     params = {**FAST_FILTER, "filter": long}
     untouched, stopped = (
         client.submit("sanitise", dataset=sets["signs"], reference=sets["trusted"], params=params) for _ in range(2)
     )
     finished(client, untouched)
-    wait_for_phase(client, stopped, ["denoiser"])
+    wait_for_phase(client, stopped, IN_THE_MIDDLE)
     os.kill(worker_pids(stack)[0], signal.SIGTERM)
     assert finished(client, stopped).attempt == 2
     assert decided(client, stopped) == decided(client, untouched)
