@@ -13,6 +13,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -36,6 +37,12 @@ PRAGMAS = (
 def now() -> datetime:
     """The present moment in UTC; every stored time comes from here."""
     return datetime.now(UTC)
+
+
+def is_away(error: SQLAlchemyError) -> bool:
+    """Whether the database could not be reached, was lost, is busy or full: what passes without a change of ours."""
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return lost or isinstance(error, OperationalError | InterfaceError | TimeoutError)
 
 
 class Database:

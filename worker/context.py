@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,9 @@ from service.storage import Storage
 from service.tenancy import TenantStorage
 from worker.progress import Progress
 from worker.runtime import Runtime
+from worker.waiting import patiently
+
+T = TypeVar("T")
 
 Publish = Callable[[Session], dict[str, Any]]
 """Makes the step's rows in the transaction that ends the job, and returns what they add to its result."""
@@ -72,6 +75,10 @@ class Context:
     def database(self) -> Database:
         """As the job's tenant sees it."""
         return self.runtime.database.of(self.claim.tenant)
+
+    def patiently(self, call: Callable[[], T]) -> T:
+        """What `call` gives, once the database is there. Raises Stopped where the job is to end before."""
+        return patiently(call, self.progress.check)
 
     @property
     def settings(self) -> Settings:

@@ -12,8 +12,11 @@ from worker.context import Context
 
 
 def open_version(context: Context, reference: str) -> tuple[DatasetVersion, ShardReader]:
-    with context.database.session() as session:
-        row = datasets.find(session, reference)
+    def find() -> DatasetVersion:
+        with context.database.session() as session:
+            return datasets.find(session, reference)
+
+    row = context.patiently(find)
     return row, datasets.reader(context.storage, row)
 
 

@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import Any
 
 import structlog
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from models.training import Stopped
 from service.errors import LeaseLost
@@ -45,21 +48,25 @@ def execute(runtime: Runtime, job_id: str, shutting_down: Flag) -> None:
 
 def _attempt(runtime: Runtime, claim: Claim, shutting_down: Flag) -> None:
     context = Context(runtime, claim, Progress())
-    succeeded = False
+    unwanted = context.written
     began = time.monotonic()
     try:
         renew = partial(repository.renew, runtime.database, claim, lease_seconds=runtime.settings.lease_seconds)
         with Heartbeat(runtime, renew, context.progress, shutting_down) as heartbeat:
             ended = _run(context, heartbeat)
-        succeeded = ended == JobState.SUCCEEDED
+        if ended == JobState.SUCCEEDED:
+            unwanted = [artifacts.checkpoints_prefix(claim.job_id)]
         took_s = time.monotonic() - began
         runtime.metrics.ended(claim.type, ended, took_s, context.progress.close())
         log.info("job ended", state=ended, took_s=round(took_s, 3))
     except LeaseLost as error:
         runtime.metrics.lost_lease()
         log.warning("attempt superseded, nothing published", reason=error.message)
+    except (Stopped, SQLAlchemyError) as error:
+        unwanted = []  # it may have been published: its lease runs out, and whoever comes then sees
+        log.warning("how the attempt ended could not be said", exc_info=error)
     finally:
-        _clean(context, [artifacts.checkpoints_prefix(claim.job_id)] if succeeded else context.written)
+        _clean(context, unwanted)
     _ring_new(runtime)
 
 
@@ -96,18 +103,24 @@ def _stopped(context: Context, reason: StopReason | None) -> JobState:
 
 
 def _end(context: Context, state: JobState, message: str, *, error: dict[str, Any] | None = None) -> JobState:
-    with context.database.transaction() as session:
-        job = repository.owned(session, context.claim)
-        if job.state == JobState.CANCELLING and state != JobState.FAILED:
-            state = JobState.CANCELLED
-        ended = repository.finish(session, context.claim, state, message, error=error)
-        harden.advance(session, ended)
+    def end() -> None:
+        with context.database.transaction() as session:
+            ended = repository.finish(session, context.claim, state, message, error=error)
+            harden.advance(session, ended)
+
+    context.patiently(end)
     return state
 
 
 def _succeeded(context: Context, outcome: Outcome) -> JobState:
+    return context.patiently(partial(_publish, context, outcome))
+
+
+def _publish(context: Context, outcome: Outcome) -> JobState:
     """Rows, result, state and the next step of a harden job: one transaction."""
     with context.database.transaction() as session:
+        if _is_published(session, context.claim):
+            return JobState.SUCCEEDED
         job = repository.owned(session, context.claim)
         if job.state == JobState.CANCELLING:
             ended = repository.finish(session, context.claim, JobState.CANCELLED, "cancelled by request")
@@ -118,6 +131,12 @@ def _succeeded(context: Context, outcome: Outcome) -> JobState:
             ended = repository.finish(session, context.claim, JobState.SUCCEEDED, "succeeded", result=result)
         harden.advance(session, ended)
         return JobState(ended.state)
+
+
+def _is_published(session: Session, claim: Claim) -> bool:
+    """By this very attempt, where the database was lost before it could say so."""
+    mine = select(Job.id).where(Job.id == claim.job_id, Job.attempt == claim.attempt, Job.state == JobState.SUCCEEDED)
+    return session.scalar(mine) is not None
 
 
 def _fill_progress(job: Job, context: Context) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from models.calibration import AlphaTooSmall
 from models.training import Diverged
+from service.db import is_away
+from service.disk import is_full, scratch_full
 from service.errors import WinnowError
 
 log = structlog.get_logger()
@@ -18,6 +21,10 @@ def told(error: Exception, what: str) -> dict[str, Any]:
     if isinstance(error, MemoryError) or _is_memory_of_torch(error):
         message = "The worker ran out of memory. Try a smaller image size or fewer images."
         return {"code": "out_of_memory", "message": message}
+    if isinstance(error, OSError) and is_full(error):
+        error = scratch_full(error)
+    if isinstance(error, SQLAlchemyError) and is_away(error):
+        return {"code": "database_unavailable", "message": _of_database(error)}
     if isinstance(error, WinnowError):
         return {"code": error.code, "message": str(error)}
     if isinstance(error, AlphaTooSmall):
@@ -26,6 +33,15 @@ def told(error: Exception, what: str) -> dict[str, Any]:
         return {"code": "training_diverged", "message": str(error)}
     log.error("failed unexpectedly", exc_info=error)
     return {"code": "internal", "message": f"{what} broke: {type(error).__name__}: {error}"}
+
+
+def _of_database(error: SQLAlchemyError) -> str:
+    """What the driver says, without the statement."""
+    said = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+    return (
+        f"The database refused or did not answer: {said.splitlines()[0][:300] if said else type(error).__name__}. "
+        "Nothing half-written is visible; winnow doctor says what is wrong with it. Mend it, then retry the job."
+    )
 
 
 def _is_memory_of_torch(error: Exception) -> bool:

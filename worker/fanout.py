@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -16,12 +16,11 @@ from service.jobs import calling, steps
 from service.jobs.steps import PhaseState, Standing, StepClaim
 from service.jobs.tables import Step
 from worker.context import Context
-from worker.stepping import Work, attempt, patiently
+from worker.stepping import Work, attempt
 
 LOOK_EVERY_S = 0.1
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 
 def worth_sharing(context: Context, images: int) -> bool:
@@ -40,28 +39,28 @@ def fan_out(
     bounds = [(start, min(start + size, images)) for start in range(0, images, size)]
     most = context.settings.max_attempts
     owner, database = context.claim, context.database
-    _patiently(context, partial(steps.open_phase, database, owner, phase, bounds, given, max_attempts=most))
+    context.patiently(partial(steps.open_phase, database, owner, phase, bounds, given, max_attempts=most))
     while True:
-        _patiently(context, partial(calling.call, database, context.runtime.doorbell, owner.job_id, phase))
+        context.patiently(partial(calling.call, database, context.runtime.doorbell, owner.job_id, phase))
         _work_until_done(context, phase, images, work, watch)
-        done = _patiently(context, partial(_results, context, phase))
+        done = context.patiently(partial(_results, context, phase))
         gone = [step.number for step in done if not _is_whole(context, step)]
         if not gone:
             return (context.storage.read(step.key or "") for step in done)
         log.warning("results of steps are gone, they are computed again", steps=gone)
-        _patiently(context, partial(steps.reopen, database, owner, phase, gone))
+        context.patiently(partial(steps.reopen, database, owner, phase, gone))
 
 
 def _work_until_done(context: Context, phase: str, images: int, work: Work, watch: Watch) -> None:
     while True:
         context.progress.check()
-        stands = _patiently(context, partial(_standing, context, phase))
+        stands = context.patiently(partial(_standing, context, phase))
         watch.advance(stands.done, images)
         if stands.state == PhaseState.DONE:
             return
         if stands.state == PhaseState.FAILED:
             raise _failure(phase, stands)
-        claim = _patiently(context, partial(_claim, context, phase))
+        claim = context.patiently(partial(_claim, context, phase))
         if claim is None:
             time.sleep(LOOK_EVERY_S)  # others have the rest
         else:
@@ -98,7 +97,3 @@ def _failure(phase: str, stands: Standing) -> WinnowError:
     error = stands.error or {"code": "internal", "message": "no reason was kept"}
     message = f"A step of {phase} failed in each of its attempts, the last time so: {error['message']}"
     return WinnowError(message, code=error["code"])
-
-
-def _patiently(context: Context, call: Callable[[], T]) -> T:
-    return patiently(call, context.progress.check)

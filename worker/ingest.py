@@ -83,8 +83,11 @@ def run(context: Context) -> Outcome:
 
 
 def _check_quota(context: Context, quota: Quota, adding: int) -> None:
-    with context.database.transaction() as session:
-        quotas.check(session, context.settings, quota, adding)
+    def check() -> None:
+        with context.database.transaction() as session:
+            quotas.check(session, context.settings, quota, adding)
+
+    context.patiently(check)
 
 
 def _decode(context: Context, upload: Upload, pool: DecodingPool, spec: IngestSpec) -> Version:

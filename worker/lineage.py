@@ -10,14 +10,21 @@ from worker.context import Context
 
 
 def made_by(context: Context, row: DatasetVersion) -> Job:
-    with context.database.session() as session:
-        return jobs.find(session, row.job_id)
+    def find() -> Job:
+        with context.database.session() as session:
+            return jobs.find(session, row.job_id)
+
+    return context.patiently(find)
 
 
 def reviewed_by(context: Context, job_id: str) -> Job:
     """The sanitise job whose verdicts a review of `job_id` is about."""
-    with context.database.session() as session:
-        return artifacts.verdict_job(session, job_id)
+
+    def find() -> Job:
+        with context.database.session() as session:
+            return artifacts.verdict_job(session, job_id)
+
+    return context.patiently(find)
 
 
 def sanitise_filter(context: Context, row: DatasetVersion) -> FilterArtifacts | None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from models.specs import DistillSpec
+from service.disk import scratch_told
 
 PATIENCE = timedelta(minutes=10)
 """With a rank that does not answer: importing torch on a busy machine takes a while."""
@@ -42,9 +43,10 @@ def fitting_together(
         return
     with tempfile.TemporaryDirectory(prefix="winnow-ranks-") as name:
         folder = Path(name)
-        np.save(folder / IMAGES, images)
-        np.save(folder / LABELS, labels)
-        (folder / SPEC).write_text(spec.model_dump_json())
+        with scratch_told():
+            np.save(folder / IMAGES, images)
+            np.save(folder / LABELS, labels)
+            (folder / SPEC).write_text(spec.model_dump_json())
         command = [sys.executable, "-P", "-m", "worker.rank", name, str(size), str(num_classes)]
         others = [subprocess.Popen([*command, str(rank)]) for rank in range(1, size)]  # noqa: S603
         finished = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ from service.datasets.shard_writing import ShardWriter, Written
 from service.datasets.shards import ShardReader
 from service.errors import UnusableDataset
 from service.jobs import artifacts, overrides
-from service.jobs.overrides import Decision
+from service.jobs.overrides import Decision, Standing
 from service.jobs.verdicts import Verdict, VerdictTable
 from service.tables import DatasetVersion, Job
 from worker.context import Context, Outcome
@@ -65,14 +66,17 @@ def run(context: Context) -> Outcome:
 
 def _read(context: Context) -> Reviewed:
     job = reviewed_by(context, context.claim.inputs["job"])
-    with context.database.session() as session:
-        stands = overrides.standing(session, job.id)
-        made = overrides.decisions(session, job.id)
+    stands, made = context.patiently(partial(_decided, context, job.id))
     table = VerdictTable.read(context.storage, artifacts.verdicts_key(job)).table
     verdicts = np.array(table["verdict"].to_pylist(), "<U10")
     numbers = stands.over(len(verdicts))
     standing = {number: made[number] for number in np.unique(numbers[numbers > 0]).tolist()}
     return Reviewed(job, verdicts, numbers, standing, stands.last)
+
+
+def _decided(context: Context, job_id: str) -> tuple[Standing, dict[int, Decision]]:
+    with context.database.session() as session:
+        return overrides.standing(session, job_id), overrides.decisions(session, job_id)
 
 
 def _write_version(
@@ -96,8 +100,12 @@ def _write_version(
 
 def _treated(context: Context, job: Job) -> Iterator[NDArray[np.uint8]]:
     """The images that the sanitise job let through, as it did, one by one."""
-    with context.database.session() as session:
-        row = session.scalars(select(DatasetVersion).where(DatasetVersion.job_id == job.id)).one()
+
+    def find() -> DatasetVersion:
+        with context.database.session() as session:
+            return session.scalars(select(DatasetVersion).where(DatasetVersion.job_id == job.id)).one()
+
+    row = context.patiently(find)
     for block in datasets.reader(context.storage, row).blocks():
         yield from block
 

@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,14 +19,12 @@ from worker.failures import told
 from worker.heartbeat import Flag, Heartbeat
 from worker.progress import PhaseWatch, Progress
 from worker.runtime import Runtime
+from worker.waiting import patiently
 
 Work = Callable[[StepClaim, Watch], bytes]
 """Computes a step's result, which is the same whoever computes it; the watch is told how many images are done."""
 
-DATABASE_AGAIN_S = 0.5
-
 log = structlog.get_logger()
-T = TypeVar("T")
 
 
 class StepWatch:
@@ -91,14 +88,3 @@ def _keep(runtime: Runtime, claim: StepClaim, result: bytes) -> tuple[str, str]:
     key = f"{artifacts.steps_prefix(claim.job.job_id, claim.phase)}/{claim.number:06d}-{claim.attempt}"
     storage.write(key, result)
     return key, hashlib.sha256(result).hexdigest()
-
-
-def patiently(call: Callable[[], T], check: Callable[[], None]) -> T:
-    """What `call` gives, once the database is there. check: raises where there is no sense in waiting any longer."""
-    while True:
-        try:
-            return call()
-        except SQLAlchemyError as error:
-            log.warning("waiting for the database", error=str(error))
-            check()
-            time.sleep(DATABASE_AGAIN_S)

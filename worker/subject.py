@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from service.registry import bundle as bundles
 from service.registry import repository as registry
 from service.registry.bundle import Bundle
 from service.registry.calibration import McDropout
+from service.tables import ModelVersion
 from worker.artifacts import load_network
 from worker.context import Context
 from worker.datasets import open_version
@@ -59,8 +61,7 @@ class Trial:
 
 def load_subject(context: Context, spec: EvaluateSpec, watch: Watch) -> Subject:
     """watch: told of the foreign networks' training, where the spec wants them."""
-    with context.database.session() as session:
-        row = registry.resolve(session, parse_model_ref(context.claim.inputs["model"]))
+    row = context.patiently(partial(_model, context))
     bundle = bundles.load(context.storage, row.prefix, row.files)
     distilled = DistillSpec.model_validate(bundle.card["spec"])
     student, teacher = (
@@ -98,6 +99,11 @@ def load_subject(context: Context, spec: EvaluateSpec, watch: Watch) -> Subject:
         temperature=distilled.temperature,
     )
     return Subject(registry.reference_of(row), target, answer, alpha, list(bundle.classes))
+
+
+def _model(context: Context) -> ModelVersion:
+    with context.database.session() as session:
+        return registry.resolve(session, parse_model_ref(context.claim.inputs["model"]))
 
 
 def _network(context: Context, bundle: Bundle, prefix: str, name: str, spec: ClassifierSpec) -> Classifier:

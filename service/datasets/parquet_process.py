@@ -17,6 +17,7 @@ from service import errors
 from service.datasets.decode import decode_image
 from service.datasets.pipes import Child, Crashed, cut, own_pipes, receive, send
 from service.datasets.sample import Layout, Limits, Sample
+from service.disk import discard, scratch_told
 from service.errors import InvalidUpload, WinnowError
 
 START = "from service.datasets.parquet_process import main; main()"
@@ -114,10 +115,11 @@ def _real(file: BinaryIO) -> BinaryIO:
     try:
         file.fileno()
     except OSError:
-        copy = tempfile.TemporaryFile(prefix="winnow-spool-")  # noqa: SIM115 (lives as long as the upload)
-        file.seek(0)
-        shutil.copyfileobj(file, copy)
-        copy.flush()
-        weakref.finalize(file, copy.close)
+        with scratch_told():
+            copy = tempfile.TemporaryFile(prefix="winnow-spool-")  # noqa: SIM115 (lives as long as the upload)
+            weakref.finalize(file, discard, copy)
+            file.seek(0)
+            shutil.copyfileobj(file, copy)
+            copy.flush()
         return copy
     return file

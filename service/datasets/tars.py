@@ -12,6 +12,7 @@ from service.datasets.decode import ImageRejected
 from service.datasets.members import Crowd, Member, checked_name
 from service.datasets.sample import Limits
 from service.datasets.unpack import Unpacked
+from service.disk import discard, scratch_told
 from service.errors import InvalidUpload, TooLarge
 
 BLOCK = 512
@@ -36,17 +37,16 @@ class TarArchive:
 
     def __init__(self, file: BinaryIO, limits: Limits, compression: str | None = None) -> None:
         self._limits = limits
-        source: _Source = _Plain(file)
-        if compression is not None:
-            source = _Spooled(Unpacked(file, compression, limits.max_unpacked_bytes), limits.max_image_bytes)
-        self._source = source
         self.members: list[Member] = []
-        for member in _members(source):
-            self.members.append(member)
-            if len(self.members) > 4 * limits.max_images + CROWD_ALLOWED:
-                raise TooLarge(
-                    f"The archive holds over {len(self.members) - 1} files. Split it into several data sets."
-                )
+        with scratch_told():
+            self._source = _source(file, limits, compression)
+            for member in _members(self._source):
+                self.members.append(member)
+                if len(self.members) > 4 * limits.max_images + CROWD_ALLOWED:
+                    raise TooLarge(
+                        f"The archive holds over {len(self.members) - 1} files. Split it into several data sets."
+                    )
+            self._source.data.flush()
 
     def read(self, member: Member, limit: int) -> bytes:
         return read_member(self._source.data, member, limit)
@@ -103,7 +103,7 @@ class _Spooled:
         self.data: IO[bytes] = tempfile.TemporaryFile(prefix="winnow-spool-")  # noqa: SIM115 (lives as long as the archive)
         self._stream = io.BufferedReader(stream, COPY_BYTES)
         self._max_member_bytes = max_member_bytes
-        weakref.finalize(self, self.data.close)  # nobody else knows when the last image has been read
+        weakref.finalize(self, discard, self.data)  # nobody else knows when the last image has been read
 
     def take(self, count: int) -> bytes:
         return _whole(self._stream.read(count), count)
@@ -118,6 +118,12 @@ class _Spooled:
             if wanted:
                 self.data.write(piece)
         return here if wanted else ABSENT
+
+
+def _source(file: BinaryIO, limits: Limits, compression: str | None) -> _Source:
+    if compression is None:
+        return _Plain(file)
+    return _Spooled(Unpacked(file, compression, limits.max_unpacked_bytes), limits.max_image_bytes)
 
 
 def _members(source: _Source) -> Iterator[Member]:

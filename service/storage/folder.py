@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from service.disk import is_full
 from service.errors import NotFound
 from service.storage.protocol import Entry, StorageUnavailable, checked_key
 
 PARTIAL = ".partial-"
-FULL = (errno.ENOSPC, errno.EDQUOT)
-AWAY = (*FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.ENOTCONN, errno.ESTALE)
+AWAY = (errno.EROFS, errno.EIO, errno.EACCES, errno.ENOTCONN, errno.ESTALE)
 
 
 class LocalStorage:
@@ -117,10 +117,10 @@ class LocalStorage:
         try:
             yield
         except OSError as error:
-            if error.errno in FULL:
+            if is_full(error):
                 raise StorageUnavailable(
-                    f"The storage in {self._root} is full ({error.strerror}). Make room there (winnow gc --dry-run "
-                    "says what nothing refers to), then repeat."
+                    f"The storage in {self._root} is full ({error.strerror or error}). Make room there (winnow gc "
+                    "--dry-run says what nothing refers to), then repeat."
                 ) from error
             if error.errno in AWAY:
                 raise StorageUnavailable(

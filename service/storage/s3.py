@@ -15,6 +15,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from service.disk import discard, scratch_told
 from service.errors import InvalidInput, NotFound
 from service.storage.protocol import Entry, StorageUnavailable, checked_key
 
@@ -90,14 +91,16 @@ class S3Storage:
         return io.BufferedReader(_Ranges(self, key, meta["size"], meta["e_tag"]), READ_AHEAD_BYTES)
 
     def open_local(self, key: str) -> BinaryIO:
-        file = tempfile.TemporaryFile(prefix="winnow-spool-")  # noqa: SIM115 (the caller closes it)
-        try:
-            with self._told(key):
-                for chunk in obstore.get(self._store, _path(key)).stream(min_chunk_size=PART_BYTES):
-                    file.write(chunk)
-        except BaseException:
-            file.close()
-            raise
+        with scratch_told():
+            file = tempfile.TemporaryFile(prefix="winnow-spool-")  # noqa: SIM115 (the caller closes it)
+            try:
+                with self._told(key):
+                    for chunk in obstore.get(self._store, _path(key)).stream(min_chunk_size=PART_BYTES):
+                        file.write(chunk)
+                file.flush()
+            except BaseException:
+                discard(file)
+                raise
         file.seek(0)
         return cast(BinaryIO, file)
 
