@@ -56,6 +56,10 @@ def write_index(storage: Storage, prefix: str, shards: list[Shard]) -> None:
     storage.write(f"{prefix}/{INDEX}", json.dumps(shards).encode())
 
 
+def read_index(storage: Storage, prefix: str) -> list[Shard]:
+    return [Shard(*each) for each in json.loads(storage.read(f"{prefix}/{INDEX}"))]
+
+
 class ShardReader:
     """Reads a version back, shard by shard or image by image."""
 
@@ -149,7 +153,7 @@ class ShardReader:
 
     @cached_property
     def _index(self) -> list[Shard]:
-        found = [Shard(*each) for each in json.loads(self._storage.read(f"{self._prefix}/{INDEX}"))]
+        found = read_index(self._storage, self._prefix)
         if sum(shard.images for shard in found) != self.num_samples:
             raise Corrupt(f"{self._prefix}/{INDEX} is not of {self.num_samples} images. Restore it from a backup.")
         return found

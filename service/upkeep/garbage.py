@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.datasets.shards import INDEX, MANIFEST, read_index
 from service.db import Database, now
+from service.errors import NotFound
 from service.jobs import steps
 from service.jobs.artifacts import SHARED
 from service.jobs.state import FINISHED, JobState
@@ -81,6 +83,8 @@ def collect(database: Database, storage: Storage, settings: Settings, *, dry_run
         unit.why = _why_garbage(unit.prefix, references, long_ago) or ""
         if unit.why and unit.newest is not None and unit.newest < old:
             found.append(unit)
+        if not unit.why and _is_shared(unit.prefix, references):
+            found += [each for each in _superseded(storage, unit.prefix) if each.newest and each.newest < old]
     left = [entry for entry in storage.unfinished() if entry.modified < old]
     found += [Unit(each.key, "a write that was never finished", 1, each.size, each.modified) for each in left]
     if not dry_run:
@@ -139,6 +143,23 @@ def _why_garbage(prefix: str, references: References, long_ago: datetime) -> str
     if parts[2].isdecimal() and int(parts[2]) < job.attempt:
         return "files of an attempt that came to nothing"
     return None
+
+
+def _is_shared(prefix: str, references: References) -> bool:
+    """Whether steps wrote the version: attempts at a step write beside each other, and the last to end counts."""
+    return prefix in references.prefixes and prefix.rpartition("/")[2].partition("-")[2].startswith(SHARED)
+
+
+def _superseded(storage: Storage, prefix: str) -> Iterator[Unit]:
+    """What lies below a version's prefix and is no part of it."""
+    try:
+        named = {shard.name for shard in read_index(storage, prefix)} | {INDEX, MANIFEST}
+    except NotFound:  # deleted meanwhile
+        return
+    for entry in storage.list(prefix):
+        if entry.key.removeprefix(f"{prefix}/") not in named:
+            why = "of an attempt at a step that was superseded"
+            yield Unit(entry.key, why, 1, entry.size, entry.modified)
 
 
 def _at_work(job: Any, attempt: str) -> bool:

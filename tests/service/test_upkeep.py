@@ -17,6 +17,8 @@ from service.audit import STACK, Action, append, verify
 from service.auth import authenticate, ensure_admin_key
 from service.cli import app
 from service.datasets import repository as datasets
+from service.datasets.shard_writing import PartWriter, unite
+from service.datasets.shards import Row
 from service.db import Database, migrate, now
 from service.errors import Conflict, Corrupt, NotFound
 from service.jobs import artifacts, overrides, repository
@@ -27,6 +29,7 @@ from service.jobs.verdicts import Verdict
 from service.settings import Settings
 from service.storage import LocalStorage, Storage, open_storage
 from service.tables import DatasetVersion, Job, JobEvent, Override, Table, Worker
+from service.tenancy import TenantStorage
 from service.upkeep.backup import back_up, restore
 from service.upkeep.doctor import State, look_over
 from service.upkeep.garbage import collect
@@ -103,6 +106,32 @@ def test_what_attempts_share_stays_as_long_as_there_may_be_another(
         key = put(settings, storage, f"{artifacts.shared_prefix('datasets', 'signs', job_id, 'd' * 64)}/000000-1.npy")
         gone += [key] if state == JobState.SUCCEEDED else []  # of a resolution that was not the right one
     assert removed(database, storage, settings) == gone
+
+
+@pytest.mark.parametrize("tenant", ["default", "acme"])
+def test_shards_that_a_published_version_does_not_name_go(
+    database: Database, storage: LocalStorage, settings: Settings, tenant: str
+) -> None:
+    """Those of an attempt at a step that was taken for lost: the version is made of what the other attempt wrote."""
+    ours, seen = TenantStorage(storage, tenant), database.of(tenant)
+    with seen.transaction() as session:
+        job = add_job(session, "ingest", inputs={}, params={}, max_attempts=3)
+        job.state, job.attempt, job.finished_at = JobState.SUCCEEDED, 1, now()
+    prefix = artifacts.shared_prefix("datasets", "signs", job.id, "d" * 64)
+    for attempt in (1, 2):
+        writer = PartWriter(ours, prefix, f"000000-{attempt}", (8, 8, 1))
+        writer.add(np.zeros((8, 8, 1), np.uint8), Row("1", "a/1.png", 0, 8, 8))
+        part = writer.close()
+    about = {"job_id": job.id, "prefix": prefix, "written": unite(ours, prefix, [part], 2), "source_format": "npz"}
+    with seen.transaction() as session:
+        row = datasets.publish(session, "signs", classes=["a", "b"], image_shape=(8, 8, 1), **about)
+    for entry in storage.list():
+        age(settings, entry.key)
+    ours.write(f"{prefix}/000000-3-00000.npy", b"of one that woke a moment ago")
+    (gone,) = removed(database, storage, settings)
+    assert gone.endswith(f"{prefix}/000000-1-00000.npy")
+    assert datasets.reader(ours, row).shard(0).shape == (1, 8, 8, 1)
+    assert ours.exists(f"{prefix}/000000-3-00000.npy")
 
 
 def test_steps_of_a_job_that_nobody_retries_are_forgotten(
