@@ -52,7 +52,7 @@ def helper(context: Context) -> Iterator[Work]:
 
     def from_storage(claim: StepClaim) -> Iterator[Sample]:
         contents = Contents(**claim.given["contents"])
-        return contents.samples(context.storage, claim.number, claim.given["max_image_bytes"])
+        return contents.samples(context.storage, claim.start, claim.stop, claim.given["max_image_bytes"])
 
     with DecodingPool(context.settings.step_images, context.settings.decoding_processes) as pool:
         yield _work(context, pool, from_storage)

@@ -21,7 +21,7 @@ from service.datasets.readers import Upload, begins_with_array, open_upload
 from service.datasets.sample import MAX_RATIO, Layout, Limits
 from service.datasets.shard_writing import PartWriter, Written, unite
 from service.datasets.unpack import FREE_BYTES
-from service.errors import InvalidUpload, TooLarge, UnusableDataset
+from service.errors import Corrupt, InvalidUpload, TooLarge, UnusableDataset
 from service.quotas import Quota
 from worker.context import Context, Outcome
 from worker.decode_steps import PHASE, decode_by_steps
@@ -111,6 +111,7 @@ def _decode(context: Context, upload: Upload, pool: DecodingPool, spec: IngestSp
         written = unite(context.storage, prefix, tally.parts(decoded_parts), len(upload.classes))
         _check_rejected(tally.rejected, plan, so_far=not tally.whole)
         if working_shape(spec, tally.layout) == plan.shape:
+            _check_all_there(written, tally.rejected, plan)
             return Version(prefix, plan.shape, written, tally.rejected)
         layout = tally.layout
 
@@ -168,6 +169,15 @@ def _check_rejected(rejected: Rejected, plan: Plan, *, so_far: bool) -> None:
             f"{plan.spec.max_rejected_share:.0%}; the first is {first['path']}: {first['problem']}. Mend them, or "
             "upload with a larger max_rejected_share.",
             code="too_many_rejected",
+        )
+
+
+def _check_all_there(written: Written, rejected: Rejected, plan: Plan) -> None:
+    """Every image is in the version or told as rejected."""
+    if written.num_samples + rejected.count != plan.num_samples:
+        raise Corrupt(
+            f"Of {plan.num_samples} images {written.num_samples} were written and {rejected.count} rejected: the parts "
+            "do not add up. Nothing was published; retry the job."
         )
 
 

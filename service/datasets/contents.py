@@ -18,6 +18,7 @@ from service.datasets.encoded import EncodedUpload, sample_of
 from service.datasets.layouts import Entry
 from service.datasets.members import Member
 from service.datasets.sample import Sample
+from service.errors import Corrupt
 from service.storage import Storage
 
 BLOCK_IMAGES, BLOCK_BYTES = 512, 32 * 1024 * 1024
@@ -47,11 +48,10 @@ class Contents:
     kind: str
     share: int
 
-    def samples(self, storage: Storage, part: int, max_image_bytes: int) -> Iterator[Sample]:
-        """The images of one part, in order."""
+    def samples(self, storage: Storage, start: int, stop: int, max_image_bytes: int) -> Iterator[Sample]:
+        """The images of one part, in order. Raises Corrupt where the table's parts are others."""
         read, whole = READERS[self.kind], storage.size(self.archive)
-        with closing(storage.open(self.table)) as file:
-            entries = [_entry(row) for row in pq.ParquetFile(file).read_row_group(part).to_pylist()]
+        entries = self._entries(storage, start, stop)
         with closing(storage.open(self.archive)) as archive:
             for block in _blocks(entries):
                 wanted = [entry.member for entry in block if entry.member and entry.problem is None]
@@ -67,6 +67,18 @@ class Contents:
 
                 for entry in block:
                     yield sample_of(entry, had)
+
+    def _entries(self, storage: Storage, start: int, stop: int) -> list[Entry]:
+        with closing(storage.open(self.table)) as file:
+            table = pq.ParquetFile(file)
+            sizes = [table.metadata.row_group(number).num_rows for number in range(table.num_row_groups)]
+            part, before = start // self.share, sum(sizes[: start // self.share])
+            if before != start or sizes[part : part + 1] != [stop - start]:
+                raise Corrupt(
+                    f"{self.table} has no part of the images {start} to {stop - 1}, but parts of {sizes[:10]}. Send "
+                    "the upload again, as a new job."
+                )
+            return [_entry(row) for row in table.read_row_group(part).to_pylist()]
 
 
 def _blocks(entries: list[Entry]) -> Iterator[list[Entry]]:

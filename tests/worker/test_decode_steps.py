@@ -21,7 +21,7 @@ from service.datasets.encoded import EncodedUpload
 from service.datasets.readers import open_upload
 from service.datasets.sample import Limits
 from service.db import Database
-from service.errors import InvalidUpload
+from service.errors import Corrupt, InvalidUpload
 from service.jobs import artifacts, repository
 from service.jobs.create import add_job
 from service.jobs.queue import Doorbell, celery_app
@@ -30,8 +30,9 @@ from service.settings import Settings
 from service.storage import LocalStorage
 from service.tables import Job
 from tests.service.uploads import tar_of, zip_of
-from worker import ingest
+from worker import decode_steps, ingest
 from worker.context import Context
+from worker.decoding import decode_part
 from worker.progress import Progress
 from worker.runtime import Runtime
 
@@ -126,10 +127,37 @@ def test_who_has_but_the_storage_reads_what_the_owner_reads(make: Make, pack: Ca
     upload = open_upload(io.BytesIO(data), replace(Limits.of(context.settings), max_image_bytes=4000))
     assert isinstance(upload, EncodedUpload)
     contents = write_contents(context.storage, "jobs/one/checkpoints", upload, "uploads/one", STEP_IMAGES)
-    parts = [contents.samples(context.storage, number, 4000) for number in range(5)]
+    count, size = upload.num_samples, STEP_IMAGES
+    parts = [contents.samples(context.storage, at, min(at + size, count), 4000) for at in range(0, count, size)]
     assert [sample for part in parts for sample in part] == list(upload.samples())
     problems = {sample.path: sample.problem for sample in upload.samples() if sample.problem}
     assert set(problems) == ({"a/010.png", "b/007.png"} if pack is zip_of else {"b/007.png"})
+
+
+def test_a_part_of_another_size_than_its_step_is_refused(make: Make) -> None:
+    data = zip_of(files())
+    context = make(data, STEP_IMAGES)
+    upload = open_upload(io.BytesIO(data), Limits.of(context.settings))
+    assert isinstance(upload, EncodedUpload)
+    contents = write_contents(context.storage, "jobs/one/checkpoints", upload, "uploads/one", STEP_IMAGES)
+    for start, stop in ((40, 50), (10, 19), (5, 15), (50, 60)):
+        with pytest.raises(Corrupt, match=f"no part of the images {start} to {stop - 1}"):
+            list(contents.samples(context.storage, start, stop, WHOLE))
+    other = replace(contents, share=STEP_IMAGES + 1)
+    with pytest.raises(Corrupt, match="parts of"):
+        list(other.samples(context.storage, STEP_IMAGES + 1, 2 * STEP_IMAGES + 2, WHOLE))
+
+
+def test_an_image_that_is_neither_written_nor_rejected_is_missed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_steps, "decode_part", losing_one)
+    context = make(zip_of(files()), STEP_IMAGES)
+    with pytest.raises(Corrupt, match="Of 47 images 42 were written and 0 rejected"):
+        ingest.run(context)
+
+
+def losing_one(images: Any, *others: Any) -> Any:
+    """Of each part."""
+    return decode_part(list(images)[1:], *others)
 
 
 @pytest.mark.parametrize(
