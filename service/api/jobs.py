@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import structlog
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel
 from sqlalchemy import Select, or_, select
@@ -37,6 +38,8 @@ JSON = "application/json"
 Kind = Literal["ingest", "sanitise", "distill", "evaluate", "harden", "review"]
 Reference = Annotated[str, Query(max_length=160)]
 
+log = structlog.get_logger()
+
 
 @router.post("", status_code=202, response_model=JobOut, summary="Submit a job")
 def create(
@@ -59,7 +62,12 @@ def create(
         answer, to_ring = _submit(request, asked)
     except IntegrityError:  # two with the same idempotency key at once: the other one made the job
         answer, to_ring = _submit(request, asked)
+    return _rung(request, answer, to_ring)
+
+
+def _rung(request: Request, answer: JobOut, to_ring: list[str]) -> Response:
     request.app.state.doorbell.ring(to_ring)
+    log.info("job accepted", type=answer.type, job_id=answer.id, attempt=answer.attempt)
     return accepted(answer)
 
 
@@ -211,5 +219,4 @@ def retry(request: Request, job_id: str, _key: MayRunJobs) -> Response:
         control.retry(session, job)
         append(session, actor_of(request), Action.JOB_RETRIED, f"job {job.id}", was=before)
         answer, to_ring = JobOut.of(session, job), _to_ring(session, job)
-    request.app.state.doorbell.ring(to_ring)
-    return accepted(answer)
+    return _rung(request, answer, to_ring)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -18,6 +19,8 @@ from service.settings import Settings
 from service.storage import Storage
 from service.tables import Job, Upload
 from service.uploads import blobs
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ def accept(
         raise
     if job.inputs["upload"] != arrived.key:
         storage.delete_prefix(arrived.key)
+    log.info("job accepted", type=job.type, job_id=job.id, attempt=job.attempt, request_id=job.request_id)
     return job
 
 
