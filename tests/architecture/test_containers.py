@@ -23,6 +23,15 @@ def test_every_service_has_limits_and_starts_again(name: str) -> None:
     assert service["restart"] == "unless-stopped"
 
 
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_every_service_says_whether_it_is_well(name: str) -> None:
+    service = COMPOSE["services"][name]
+    if "build" in service:
+        assert "HEALTHCHECK" in (ROOT / service["build"]["dockerfile"]).read_text()
+    else:
+        assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+
+
 def test_no_secret_has_a_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     used = re.findall(r"\$\{(WINNOW_\w*(?:PASSWORD|KEY)\w*)([^}]*)\}", text)
