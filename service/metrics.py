@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter as Counted
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from service.db import Database, now
+from service.jobs.queue import GPU, QUEUE_OF, QUEUES
 from service.jobs.state import FINISHED, OWNED, JobState
 from service.jobs.steps import StepState
 from service.jobs.tables import Step
@@ -44,6 +46,7 @@ P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6,
 WORKER_COUNTED_SECONDS = 15.0
 STACK_READ_EVERY_S = 5.0
 OF_MODEL = ("tenant", "model")
+NAMES = {queue: name for name, queue in QUEUES.items()}
 
 log = structlog.get_logger()
 
@@ -209,9 +212,24 @@ class StackState:
                 [(("held",), sum(held)), (("expired",), len(held) - sum(held))],
             ),
             ("winnow_jobs_oldest_queued_seconds", "Age of the job that has waited longest.", (), [((), waited)]),
+            *queues([(kind, state, count) for kind, state, count in counted]),
             *steps,
             ("winnow_workers_alive", "Workers that gave a sign of life lately.", (), [((), alive)]),
         ]
+
+
+def queues(counted: Sequence[tuple[str, str, int]]) -> list[Family]:
+    """The jobs of each queue by state, and how many wait; of harden jobs their steps, for they are in no queue."""
+    found: Counted[tuple[str, str]] = Counted()
+    for kind, state, count in counted:
+        if kind != "harden":
+            found[NAMES[QUEUE_OF.get(kind, GPU)], state] += count
+    waiting = [((queue,), found[queue, JobState.QUEUED]) for queue in QUEUES]
+    return [
+        ("winnow_queue_jobs", "Jobs by queue and state; a harden job is in none, its steps are.", ("queue", "state"),
+         sorted(found.items())),
+        ("winnow_queue_depth", "Jobs of a queue that no worker has begun.", ("queue",), waiting),
+    ]  # fmt: skip
 
 
 def steps_of_jobs_at_work(session: Session) -> list[Family]:

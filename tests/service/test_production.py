@@ -17,7 +17,7 @@ from tiny_model import clean_images, grey_images, npz_of, striped_images
 
 from service.db import Database
 from service.jobs.create import add_job
-from service.metrics import MODELS_TOLD, Metrics, StackState, ValueHistogram
+from service.metrics import MODELS_TOLD, Metrics, StackState, ValueHistogram, queues
 from service.serving.answers import Answers, Observed, Options, Timing
 from service.serving.drift import IMAGES_PER_SECOND, MOST_VERSIONS, DriftMonitor
 from service.serving.telemetry import MOST_WAITING, Answered, Seen, Telemetry
@@ -114,6 +114,7 @@ def test_jobs_and_leases_are_counted_and_old_numbers_go_when_the_database_does(a
         return next((list(rows) for family, _, _, rows in state() if family == name), None)
 
     assert (("ingest", "queued"), 3) in rows("winnow_jobs")
+    assert (("cpu",), 3) in rows("winnow_queue_depth") and (("cpu", "queued"), 3) in rows("winnow_queue_jobs")
     assert rows("winnow_job_leases") == [(("held",), 0), (("expired",), 0)]
     with database.transaction() as session:
         add_job(session, "ingest", inputs={}, params={}, max_attempts=1)
@@ -124,6 +125,17 @@ def test_jobs_and_leases_are_counted_and_old_numbers_go_when_the_database_does(a
         session.connection().exec_driver_sql("ALTER TABLE jobs RENAME TO gone")
     moment[0] = 120
     assert rows("winnow_jobs") is None
+
+
+def test_jobs_are_counted_by_queue_and_a_harden_job_by_its_steps() -> None:
+    assert {name: list(rows) for name, _, _, rows in queues([])} == {
+        "winnow_queue_jobs": [],
+        "winnow_queue_depth": [(("cpu",), 0), (("gpu",), 0)],
+    }
+    types = [("ingest", "queued", 2), ("review", "queued", 1), ("sanitise", "running", 1), ("distill", "running", 3)]
+    found = {name: list(rows) for name, _, _, rows in queues([*types, ("harden", "queued", 5)])}
+    assert found["winnow_queue_depth"] == [(("cpu",), 3), (("gpu",), 0)]
+    assert found["winnow_queue_jobs"] == [(("cpu", "queued"), 3), (("gpu", "running"), 4)]
 
 
 def test_labels_are_bounded_whatever_is_asked_for(client: httpx.Client) -> None:
