@@ -18,7 +18,7 @@ COPY worker worker
 RUN /venv/bin/pip install --no-cache-dir --no-deps --force-reinstall .
 
 FROM python:3.11-slim
-RUN useradd --uid 10001 --create-home winnow && install -d -o winnow /data
+RUN useradd --uid 10001 --create-home winnow && install -d -o winnow /data /gpus
 COPY --from=build /venv /venv
 USER 10001
 ENV PATH=/venv/bin:$PATH WINNOW_HOME=/data WINNOW_ALIVE_FILE=/tmp/alive PYTHONUNBUFFERED=1

@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     worker_queues: str = Field(
         "cpu,gpu", pattern="^(cpu|gpu|cpu,gpu|gpu,cpu)$", description="jobs a worker takes: cpu, gpu, or both"
     )
+    gpu_locks: Path = Field(
+        Path(), description="folder that the workers of a machine share, so that each takes a GPU; default: all see all"
+    )
     worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of a worker's own metrics; 0: none")
     alive_file: Path | None = Field(None, description="a file that a worker touches in every round, for health checks")
     start_patience_seconds: float = Field(

@@ -6,10 +6,14 @@ import os
 import socket
 import sys
 
+import structlog
+
 from service.errors import WinnowError
 from service.jobs.queue import QUEUES
+from service.logs import configure_logs
 from service.secrets import refuse_default_secrets
 from worker.app import app, settings
+from worker.gpus import see_one_gpu
 
 
 def main() -> None:
@@ -19,6 +23,7 @@ def main() -> None:
         refuse_default_secrets(settings)
     except WinnowError as error:
         sys.exit(f"winnow worker: {error.message}")
+    _choose_gpu()
     queues = ",".join(QUEUES[name] for name in settings.worker_queues.split(","))
     name = f"winnow@{socket.gethostname()}-{os.getpid()}"
     app.worker_main(
@@ -34,6 +39,16 @@ def main() -> None:
             "--loglevel=INFO",
         ]
     )
+
+
+def _choose_gpu() -> None:
+    try:
+        gpu = see_one_gpu(settings.gpu_locks, os.environ)
+    except OSError as error:
+        sys.exit(f"winnow worker: WINNOW_GPU_LOCKS: {error}")
+    if gpu is not None:
+        configure_logs(settings.log_level, part="worker")
+        structlog.get_logger().info("gpu taken", gpu=gpu)
 
 
 if __name__ == "__main__":

@@ -66,3 +66,13 @@ def test_images_run_as_nobody_in_particular_with_locked_versions(name: str) -> N
 def _installs(text: str) -> list[str]:
     joined = text.replace("\\\n", " ")
     return [line for line in joined.splitlines() if "pip install" in line]
+
+
+def test_every_worker_is_shown_all_gpus_and_takes_one() -> None:
+    """A count of n would be the first n for every replica."""
+    worker = COMPOSE["services"]["worker-gpu"]
+    (devices,) = worker["deploy"]["resources"]["reservations"]["devices"]
+    assert devices["count"] == "all"
+    assert worker["environment"]["WINNOW_GPU_LOCKS"] == "${WINNOW_GPU_LOCKS-/gpus}"
+    assert worker["volumes"] == ["gpus:/gpus"] and "gpus" in COMPOSE["volumes"]
+    assert "install -d -o winnow /data /gpus" in (ROOT / "docker/worker.Dockerfile").read_text()
