@@ -19,7 +19,7 @@ from service.storage import LocalStorage
 from tests.parts import PostgresServer
 from tests.service.migrated import migrated
 
-ON_BOTH = {"test_databases", "test_jobs", "test_migrations", "test_steps"}
+ON_BOTH = {"test_backup", "test_databases", "test_jobs", "test_migrations", "test_steps"}
 """Modules whose tests run on SQLite and on PostgreSQL, for what they are about is what the database does."""
 
 ON_BOTH_SLOWLY = {"test_bundle", "test_review", "test_submit"}

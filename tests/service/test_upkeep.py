@@ -1,9 +1,8 @@
-"""Clearing away, backup and restore, and what the doctor finds, on real databases and storages."""
+"""Clearing away, what the doctor finds, and the commands that do it, on real databases and storages."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,28 +12,23 @@ import pytest
 from sqlalchemy import select
 from typer.testing import CliRunner
 
-from service.audit import STACK, Action, append, verify
-from service.auth import authenticate, ensure_admin_key
 from service.cli import app
 from service.datasets import repository as datasets
 from service.datasets.shard_writing import PartWriter, unite
 from service.datasets.shards import Row
 from service.db import Database, migrate, now
-from service.errors import Conflict, Corrupt, NotFound
-from service.jobs import artifacts, overrides, repository
+from service.jobs import artifacts, repository
 from service.jobs.create import add_job
 from service.jobs.state import JobState
 from service.jobs.tables import Phase
-from service.jobs.verdicts import Verdict
 from service.settings import Settings
-from service.storage import LocalStorage, Storage, open_storage
-from service.tables import DatasetVersion, Job, JobEvent, Override, Table, Worker
+from service.storage import LocalStorage, Storage
+from service.tables import Worker
 from service.tenancy import TenantStorage
-from service.upkeep.backup import back_up, restore
 from service.upkeep.doctor import State, look_over
 from service.upkeep.garbage import collect
-from tests.parts import PostgresServer, S3Server
 from tests.service.conftest import MakeDataset
+from tests.service.installations import lived_in as lived_in
 
 LONG_AGO = timedelta(days=40)
 
@@ -167,102 +161,6 @@ def test_what_is_young_stays_whatever_it_is(database: Database, storage: LocalSt
     age(settings, "uploads/.partial-old")
     assert [unit.prefix for unit in collect(database, storage, settings, dry_run=False)] == ["uploads/.partial-old"]
     assert sorted(path.name for path in (settings.storage / "uploads").iterdir()) == [".partial-young", "just-arriving"]
-
-
-@pytest.fixture
-def lived_in(database: Database, storage: LocalStorage, settings: Settings, make_dataset: MakeDataset) -> str:
-    """An installation with something of everything in it; gives its admin key."""
-    key = ensure_admin_key(settings)
-    make_dataset("signs", {"a": 5, "b": 5})
-    with database.transaction() as session:
-        append(session, STACK, Action.KEY_CREATED, "kéy")
-    with database.transaction() as session:
-        job = session.scalars(select(Job)).first()
-        assert job is not None
-        overrides.decide(session, job, np.array([3, 1]), Verdict.KEEP, note="é", by="ann")
-    storage.write("jobs/x/checkpoints/fit", b"passing")
-    return key
-
-
-def rows(database: Database) -> dict[str, list[tuple[object, ...]]]:
-    with database.engine.connect() as connection:
-        return {
-            table.name: [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key.columns))]
-            for table in Table.metadata.sorted_tables
-        }
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
-    """An installation that is yet empty: SQLite and a folder, or PostgreSQL and a bucket."""
-    if request.param == "sqlite":
-        yield Settings(home=tmp_path / "elsewhere").resolved()
-        return
-    postgres: PostgresServer = request.getfixturevalue("postgres")
-    s3: S3Server = request.getfixturevalue("s3")
-    name = postgres.make_database()
-    url = f"s3://{s3.make_bucket()}/w"
-    given = {"database_url": postgres.url(name), "storage_url": url, "s3_endpoint": s3.endpoint, "s3_region": "x"}
-    yield Settings(home=tmp_path / "elsewhere", **given).resolved()
-    postgres.drop_database(name)
-
-
-def test_a_backup_restores_every_row_and_value_into_either_kind(
-    database: Database, storage: LocalStorage, lived_in: str, elsewhere: Settings, tmp_path: Path
-) -> None:
-    place = LocalStorage(tmp_path / "backup")
-    done = back_up(database, storage, place, print)
-    assert (done.values, done.kept) == (3, 0)  # a shard, the index of shards, the manifest
-    restored = restore(elsewhere, open_storage(elsewhere), place, print)
-    assert (restored.rows, restored.values, restored.size) == (done.rows, done.values, done.size)
-    other = Database.open(elsewhere.database_url)
-    assert rows(other) == rows(database)
-    with other.session() as session:
-        assert verify(session).fault is None
-        row = session.scalars(select(DatasetVersion)).one()
-        assert overrides.unpacked(session.scalars(select(Override)).one().indices).tolist() == [1, 3]
-    assert authenticate(other, lived_in).scopes == ["admin"]
-    theirs, ours = (datasets.reader(each, row) for each in (open_storage(elsewhere), storage))
-    assert (theirs.shard(0) == ours.shard(0)).all() and theirs.manifest() == ours.manifest()
-    with other.transaction() as session:  # it counts on from where the other was
-        job = add_job(session, "ingest", inputs={}, params={}, max_attempts=1)
-        assert session.scalars(select(JobEvent).where(JobEvent.job_id == job.id)).one().id > 1
-    other.close()
-
-
-def test_a_second_backup_copies_what_is_new(
-    database: Database, storage: LocalStorage, lived_in: str, make_dataset: MakeDataset, tmp_path: Path
-) -> None:
-    place = LocalStorage(tmp_path / "backup")
-    back_up(database, storage, place, print)
-    make_dataset("more", {"a": 2, "b": 2})
-    done = back_up(database, storage, place, print)
-    assert (done.values, done.kept) == (6, 3)
-
-
-def test_a_backup_that_was_not_finished_or_was_changed_restores_nothing(
-    database: Database, storage: LocalStorage, lived_in: str, tmp_path: Path
-) -> None:
-    empty = Settings(home=tmp_path / "empty").resolved()
-    place = LocalStorage(tmp_path / "backup")
-    with pytest.raises(NotFound, match=r"backup\.json"):
-        restore(empty, open_storage(empty), place, print)
-    back_up(database, storage, place, print)
-    place.write("database/jobs.jsonl", place.read("database/jobs.jsonl").replace(b"succeeded", b"cancelled"))
-    with pytest.raises(Corrupt, match="jobs"):
-        restore(empty, open_storage(empty), place, print)
-    opened = Database.open(empty.database_url)
-    assert rows(opened)["jobs"] == [] and list(open_storage(empty).list()) == []
-    opened.close()
-
-
-def test_nothing_is_restored_over_what_is_there(
-    database: Database, storage: LocalStorage, settings: Settings, lived_in: str, tmp_path: Path
-) -> None:
-    place = LocalStorage(tmp_path / "backup")
-    back_up(database, storage, place, print)
-    with pytest.raises(Conflict, match="empty"):
-        restore(settings, storage, place, print)
 
 
 def states(settings: Settings) -> dict[str, State]:
