@@ -155,12 +155,13 @@ def verify(session: Session, expected: Head | None = None) -> Verification:
     columns = [getattr(AuditEntry, name) for name in (*Sealed.__dataclass_fields__, "hash")]
     query = select(*columns).order_by(AuditEntry.seq).execution_options(yield_per=ROWS_AT_ONCE)
     try:
-        for *fields, stored in session.execute(query):
-            entry = Sealed(*fields)
-            fault = _fault(entry, stored, last, expected)
-            if fault is not None:
-                return Verification(last.seq, last, fault)
-            last = Head(entry.seq, stored)
+        with session.execute(query) as rows:
+            for *fields, stored in rows:
+                entry = Sealed(*fields)
+                fault = _fault(entry, stored, last, expected)
+                if fault is not None:
+                    return Verification(last.seq, last, fault)
+                last = Head(entry.seq, stored)
         return Verification(last.seq, last, _fault_at_the_end(session, last, expected))
     except DatabaseError as error:
         if "decode" not in str(error.orig):

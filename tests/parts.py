@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from sqlalchemy import create_engine, text
+import psycopg
 
 from service.embedded.broker import find_server
 
@@ -123,6 +123,19 @@ class PostgresServer:
             stderr=subprocess.DEVNULL,
         )
         wait_for_port(self.port, self.process)
+        self._wait_until_it_answers()
+
+    def _wait_until_it_answers(self) -> None:
+        """It listens before it does."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                self.run("SELECT 1")
+                return
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def stop(self) -> None:
         """At once, whoever is connected."""
@@ -135,10 +148,9 @@ class PostgresServer:
         return f"postgresql+psycopg://winnow@127.0.0.1:{self.port}/{database}"
 
     def run(self, statement: str) -> None:
-        engine = create_engine(self.url(), isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(text(statement))
-        engine.dispose()
+        url = self.url().replace("+psycopg", "")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(statement.encode())
 
     def make_database(self, template: str = "template1") -> str:
         name = f"winnow_{secrets.token_hex(4)}"

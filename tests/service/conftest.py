@@ -20,7 +20,8 @@ from tests.parts import PostgresServer
 from tests.service.migrated import migrated
 
 ON_BOTH = {"test_backup", "test_databases", "test_jobs", "test_migrations", "test_steps"}
-"""Modules whose tests run on SQLite and on PostgreSQL, for what they are about is what the database does."""
+"""Modules whose tests run on SQLite and on PostgreSQL, for what they are about is what the database does. Of other
+modules, the tests do that are marked `both_databases`: those whose statements a database might answer otherwise."""
 
 ON_BOTH_SLOWLY = {"test_bundle", "test_review", "test_submit"}
 
@@ -29,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "database_url" in metafunc.fixturenames:
         module = metafunc.module.__name__.rpartition(".")[2]
         kinds: list[Any] = ["sqlite"]
-        if module in ON_BOTH:
+        if module in ON_BOTH or metafunc.definition.get_closest_marker("both_databases"):
             kinds.append("postgresql")
         if module in ON_BOTH_SLOWLY:
             kinds.append(pytest.param("postgresql", marks=pytest.mark.slow))

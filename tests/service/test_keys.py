@@ -120,6 +120,7 @@ def test_admin_implies_the_other_scopes_and_no_other_implies_any(database: Datab
         auth.check_scopes(make(database, Scope.UPLOAD).key, set())
 
 
+@pytest.mark.both_databases
 def test_a_key_ends_when_it_expires(database: Database, clock: Clock) -> None:
     secret = make(database, expires_at=clock.time + timedelta(seconds=10)).secret
     clock.pass_seconds(9.9)
@@ -128,6 +129,7 @@ def test_a_key_ends_when_it_expires(database: Database, clock: Clock) -> None:
     assert code_for(database, secret) == "key_expired"
 
 
+@pytest.mark.both_databases
 def test_after_a_rotation_both_texts_count_for_the_grace(database: Database, clock: Clock) -> None:
     made = make(database)
     second = rotate(database, made.key.id, 60)
@@ -144,6 +146,7 @@ def test_a_second_rotation_ends_the_first_text_at_once(database: Database) -> No
     assert [code_for(database, text) for text in (made.secret, second, third)] == ["unauthorized", None, None]
 
 
+@pytest.mark.both_databases
 def test_a_grace_does_not_outlast_the_key(database: Database, clock: Clock) -> None:
     made = make(database, expires_at=clock.time + timedelta(seconds=10))
     second = rotate(database, made.key.id, 3600)
@@ -153,6 +156,7 @@ def test_a_grace_does_not_outlast_the_key(database: Database, clock: Clock) -> N
         rotate(database, made.key.id, 0)
 
 
+@pytest.mark.both_databases
 def test_revoking_ends_every_text_at_once_and_for_good(client: WinnowClient, database: Database) -> None:
     made = client.keys.create("k", ["upload"])
     second = client.keys.rotate(made.id, grace_seconds=3600).secret
@@ -167,6 +171,7 @@ def test_revoking_ends_every_text_at_once_and_for_good(client: WinnowClient, dat
     assert refused.value.code == "key_not_found"
 
 
+@pytest.mark.both_databases
 def test_use_is_noted_at_most_once_a_minute(database: Database, clock: Clock) -> None:
     made = make(database)
     updates: list[str] = []
@@ -188,6 +193,7 @@ def test_use_is_noted_at_most_once_a_minute(database: Database, clock: Clock) ->
     assert seen == [(start, 1), (start, 1), (start, 1), (minute, 2), (minute, 2)]
 
 
+@pytest.mark.both_databases
 def test_a_revoked_admin_key_is_replaced_at_the_next_start(settings: Settings, database: Database) -> None:
     first = ensure_admin_key(settings)
     with database.transaction() as session:

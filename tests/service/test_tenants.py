@@ -47,6 +47,7 @@ def make_job(database: Database) -> str:
         return add_job(session, "sanitise", inputs={}, params={}, max_attempts=1).id
 
 
+@pytest.mark.both_databases
 def test_a_session_sees_and_changes_its_tenants_rows_only(database: Database) -> None:
     ours, theirs = make_job(database), make_job(database.of("acme"))
     with database.of("acme").transaction() as session:
@@ -67,6 +68,7 @@ def test_a_session_sees_and_changes_its_tenants_rows_only(database: Database) ->
         }
 
 
+@pytest.mark.both_databases
 def test_rows_cannot_be_handed_to_another_tenant(database: Database) -> None:
     job = make_job(database.of("acme"))
     with pytest.raises(ForeignTenant), database.of("globex").transaction() as session:
@@ -76,6 +78,7 @@ def test_rows_cannot_be_handed_to_another_tenant(database: Database) -> None:
         jobs.find(session, job).tenant = "globex"
 
 
+@pytest.mark.both_databases
 def test_names_are_the_tenants_own(database: Database, make_dataset: MakeDataset, storage: LocalStorage) -> None:
     make_dataset("signs", {"a": 2, "b": 2})
     publish_version(database, storage, "model")
@@ -172,6 +175,7 @@ def test_each_tenant_has_keys_and_audit_entries_of_its_own(http: httpx.Client) -
     assert http.get("/v1/audit/verify").json()["intact"] is True
 
 
+@pytest.mark.both_databases
 def test_idempotency_keys_are_per_tenant(http: httpx.Client, database: Database, make_dataset: MakeDataset) -> None:
     acme = admin_of(http, "acme")
     make_dataset("signs", {"a": 600, "b": 600})

@@ -78,6 +78,7 @@ def job_of(database: Database, job_id: str) -> Job:
         return session.get_one(Job, job_id)
 
 
+@pytest.mark.both_databases
 def test_an_upload_in_pieces_becomes_the_job_of_a_whole_one(
     http: httpx.Client, database: Database, settings: Settings
 ) -> None:
@@ -261,6 +262,7 @@ def test_our_client_waits_while_the_service_puts_a_large_upload_together(
         assert client.upload_dataset("signs", path, resumable=True).type == "ingest"
 
 
+@pytest.mark.both_databases
 def test_two_writers_do_not_meet(http: httpx.Client, database: Database, settings: Settings) -> None:
     url = begin(http, len(ARCHIVE))
     upload_id = url.rsplit("/", 1)[1]
@@ -281,6 +283,7 @@ def test_two_writers_do_not_meet(http: httpx.Client, database: Database, setting
     assert http.head(url, headers=TUS).headers["upload-offset"] == "50"
 
 
+@pytest.mark.both_databases
 def test_of_many_at_once_one_writes(http: httpx.Client, database: Database) -> None:
     url = begin(http, len(ARCHIVE))
 
@@ -306,6 +309,7 @@ def test_an_upload_outlives_its_gateway(settings: Settings, database: Database) 
         assert last.headers["winnow-job"]
 
 
+@pytest.mark.both_databases
 def test_uploads_left_alone_are_swept_and_whole_ones_finished(
     http: httpx.Client, database: Database, settings: Settings, storage: LocalStorage
 ) -> None:
@@ -348,6 +352,7 @@ def versions_of(database: Database, jobs: list[str]) -> list[str]:
     return made
 
 
+@pytest.mark.both_databases
 def test_the_same_bytes_are_kept_once_and_until_nothing_needs_them(
     http: httpx.Client, database: Database, settings: Settings
 ) -> None:

@@ -164,6 +164,7 @@ def test_the_signature_is_that_of_the_standard() -> None:
     assert not signed_by("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", made, b'{"test": 2432232315}')
 
 
+@pytest.mark.both_databases
 def test_a_finished_job_is_told_signed_and_logged(client: httpx.Client, database: Database, receiver: Receiver) -> None:
     made = client.post("/v1/webhooks", json={"url": receiver.url, "events": ["job.succeeded"]}).json()
     job_id = succeed(database)
@@ -195,6 +196,7 @@ def test_only_what_was_asked_for_is_told(client: httpx.Client, database: Databas
     assert [json.loads(body)["type"] for _, body in receiver.seen] == ["job.succeeded"]
 
 
+@pytest.mark.both_databases
 def test_what_did_not_happen_is_not_told(client: httpx.Client, database: Database, receiver: Receiver) -> None:
     client.post("/v1/webhooks", json={"url": receiver.url})
     with database.transaction() as session:
@@ -299,6 +301,7 @@ def test_tenants_neither_see_nor_hear_of_one_another(
     assert [each["id"] for each in client.get("/v1/webhooks").json()["items"]] == [mine["id"]]
 
 
+@pytest.mark.both_databases
 def test_deleting_ends_it_with_its_log(client: httpx.Client, database: Database, receiver: Receiver) -> None:
     made = client.post("/v1/webhooks", json={"url": receiver.url}).json()
     succeed(database)
@@ -310,6 +313,7 @@ def test_deleting_ends_it_with_its_log(client: httpx.Client, database: Database,
         assert session.scalars(select(WebhookDelivery)).all() == []
 
 
+@pytest.mark.both_databases
 def test_a_delivery_is_taken_once(database: Database) -> None:
     with database.transaction() as session:
         session.add(Webhook(id="wh", url="http://x", events=[], description="", secret="whsec_", created_at=now()))
