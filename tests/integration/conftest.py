@@ -82,6 +82,13 @@ def chosen_parts(request: pytest.FixtureRequest, factory: pytest.TempPathFactory
     if os.environ.get("WINNOW_TEST_PARTS") != "cluster":
         yield {}
         return
+    with cluster_parts(request, factory) as made:
+        yield made
+
+
+@contextmanager
+def cluster_parts(request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Settings of a stack on a database, a bucket and a Redis of its own."""
     postgres: PostgresServer = request.getfixturevalue("postgres")
     s3: S3Server = request.getfixturevalue("s3")
     with redis_server(factory.mktemp("redis")) as redis_url:
