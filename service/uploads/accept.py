@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from service import quotas
 from service.audit import Action, Actor, append
 from service.datasets.receive import Received
-from service.db import Database
+from service.db import Database, is_away
 from service.jobs.create import add_job
 from service.quotas import Quota
 from service.settings import Settings
@@ -43,8 +43,9 @@ def accept(
             job = _accepted(database, storage, settings, arrived, upload_id)
         except IntegrityError:  # the same bytes at the same moment: the other one made the blob
             job = _accepted(database, storage, settings, arrived, upload_id)
-    except BaseException:
-        storage.delete_prefix(arrived.key)
+    except BaseException as error:
+        if not (isinstance(error, SQLAlchemyError) and is_away(error)):  # a lost commit may have been made: `winnow gc`
+            storage.delete_prefix(arrived.key)
         raise
     if job.inputs["upload"] != arrived.key:
         storage.delete_prefix(arrived.key)
