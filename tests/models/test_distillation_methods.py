@@ -126,7 +126,7 @@ def size_of(model: Classifier) -> int:
     return sum(weights.numel() for weights in model.parameters())
 
 
-@pytest.mark.parametrize("method", ["defensive", "robust"])
+@pytest.mark.parametrize("method", ["defensive", pytest.param("robust", marks=pytest.mark.slow)])
 def test_a_student_half_as_wide_as_its_teacher_learns_from_it(digits: Digits, method: str) -> None:
     """It cannot start from the teacher's weights."""
     done = distilled(digits, method=method, student={"width": 4, "hidden": 32}, robust={"eps_linf": 0.02})
@@ -138,6 +138,7 @@ def test_a_student_half_as_wide_as_its_teacher_learns_from_it(digits: Digits, me
         assert done.notes["adversary"] == "fast"
 
 
+@pytest.mark.slow
 def test_a_robust_student_may_start_from_nothing(digits: Digits, robust: Distilled) -> None:
     """Where from_teacher is off, though the networks are alike; it then has more to learn."""
     done = distilled(digits, method="robust", robust={"eps_linf": EPS_LINF, "from_teacher": False})
