@@ -55,6 +55,7 @@ DETECTORS = {
     for name in (
         "residual_energy",
         "label_loss",
+        "unchecked_loss",
         "label_agreement",
         "poison_gain",
         "spectral_signature",
