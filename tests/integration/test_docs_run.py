@@ -9,14 +9,15 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from service.api.schemas import JobRequest
-from service.embedded.running import RunningStack
-from tests.integration.conftest import FAST_DISTILL, FAST_EVALUATE, FAST_FILTER, Digits
+from service.embedded.running import RunningStack, running_stack
+from tests.integration.conftest import FAST_DISTILL, FAST_EVALUATE, FAST_FILTER, Digits, chosen_parts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2000)]
 
@@ -39,6 +40,16 @@ def png(image: object) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")  # type: ignore[arg-type]
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """One of its own, in which the examples make the first versions of their names."""
+    with (
+        chosen_parts(request, tmp_path_factory) as own,
+        running_stack(tmp_path_factory.mktemp("docs"), environment=own) as running,
+    ):
+        yield running
 
 
 @pytest.fixture
