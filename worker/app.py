@@ -33,6 +33,7 @@ def execute_job(job_id: str) -> None:
     from worker.execute import execute
 
     execute(_runtime[0], job_id, shutting_down)
+    _leave_if_doubted()
 
 
 @app.task(name=HELP, ignore_result=True)
@@ -40,6 +41,14 @@ def help_with_job(job_id: str, phase: str) -> None:
     from worker.helping import help_with
 
     help_with(_runtime[0], job_id, phase, shutting_down)
+    _leave_if_doubted()
+
+
+def _leave_if_doubted() -> None:
+    """The pool starts another child in this one's place; the job's end is in the database already."""
+    if _runtime[0].doubted.is_set():
+        log.warning("the child leaves after a failure that nobody foresaw")
+        raise SystemExit(0)
 
 
 @signals.setup_logging.connect

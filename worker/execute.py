@@ -21,7 +21,7 @@ from service.jobs.state import JobState
 from service.storage import StorageUnavailable
 from service.tables import Job
 from worker.context import Context, Outcome
-from worker.failures import told
+from worker.failures import UNFORESEEN, told
 from worker.heartbeat import Flag, Heartbeat, StopReason
 from worker.progress import Progress
 from worker.runtime import Runtime
@@ -89,6 +89,8 @@ def _run(context: Context, heartbeat: Heartbeat) -> JobState:
         raise
     except Exception as error:  # noqa: BLE001 (a step may fail in any way; the job must say so whatever it was)
         failure = told(error, f"The {context.claim.type} step")
+        if failure["code"] in UNFORESEEN:
+            context.runtime.doubted.set()
         return _end(context, JobState.FAILED, f"failed: {failure['code']}", error=failure)
     return _succeeded(context, outcome)
 

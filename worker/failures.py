@@ -13,6 +13,9 @@ from service.db import is_away
 from service.disk import is_full, scratch_full
 from service.errors import WinnowError
 
+UNFORESEEN = ("out_of_memory", "internal")
+"""Codes of failures after which nobody knows what state the process is in."""
+
 log = structlog.get_logger()
 
 

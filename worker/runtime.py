@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass, field
+from threading import Event
 
 from celery import Celery
 
@@ -17,7 +18,11 @@ from worker.metrics import WorkerMetrics
 
 @dataclass(frozen=True)
 class Runtime:
-    """Opened once a process; nothing of it survives a fork."""
+    """Opened once a process; nothing of it survives a fork.
+
+    doubted: set where a step failed in a way that may have left the process half-made, as memory refused in the middle
+    of an import does. It then does no further job: another child takes its place.
+    """
 
     settings: Settings
     database: Database
@@ -25,6 +30,7 @@ class Runtime:
     doorbell: Doorbell
     worker: str
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+    doubted: Event = field(default_factory=Event)
 
     @classmethod
     def open(cls, settings: Settings, app: Celery) -> Runtime:

@@ -15,7 +15,7 @@ from service.errors import LeaseLost
 from service.jobs import artifacts, steps
 from service.jobs.steps import StepClaim
 from service.tenancy import TenantStorage
-from worker.failures import told
+from worker.failures import UNFORESEEN, told
 from worker.heartbeat import Flag, Heartbeat
 from worker.progress import PhaseWatch, Progress
 from worker.runtime import Runtime
@@ -78,7 +78,10 @@ def _run(runtime: Runtime, claim: StepClaim, work: Work, stopping: Flag) -> str:
     except (LeaseLost, SQLAlchemyError):
         raise
     except Exception as error:  # noqa: BLE001 (a step may fail in any way; the job must say so whatever it was)
-        steps.fail(runtime.database, claim, told(error, f"The {claim}"))
+        failure = told(error, f"The {claim}")
+        if failure["code"] in UNFORESEEN:
+            runtime.doubted.set()
+        steps.fail(runtime.database, claim, failure)
         return "failed"
 
 

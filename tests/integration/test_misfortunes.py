@@ -171,19 +171,17 @@ def test_a_job_whose_worker_is_killed_for_its_memory_each_time_fails_and_the_que
 
 
 def test_a_job_that_is_refused_memory_says_so_and_the_queue_goes_on(alone: House) -> None:
-    """RLIMIT_AS is lowered under the worker in the middle of the job, and raised again after it."""
+    """RLIMIT_AS is lowered under the child in the middle of the job; another child does the next one."""
     job = alone.submit()
     wait_for_phase(alone.client, job, ("surrogates", "denoiser"))
     child = worker_pids(alone.stack)[1]
-    before = resource.prlimit(child, resource.RLIMIT_AS)
-    resource.prlimit(child, resource.RLIMIT_AS, (used_bytes(child), before[1]))
-    try:
-        failed = finished(alone.client, job, state="failed")
-    finally:
-        resource.prlimit(child, resource.RLIMIT_AS, before)
+    limit = resource.prlimit(child, resource.RLIMIT_AS)[1]
+    resource.prlimit(child, resource.RLIMIT_AS, (used_bytes(child), limit))
+    failed = finished(alone.client, job, state="failed")
     assert failed.error is not None and failed.error["code"] == "out_of_memory"
     assert alone.published(job) == 0
     assert decided(alone.client, finished(alone.client, alone.submit())) == alone.right
+    assert child not in worker_pids(alone.stack)
 
 
 def used_bytes(pid: int) -> int:
