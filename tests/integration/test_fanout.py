@@ -221,15 +221,23 @@ def test_a_frozen_helper_that_wakes_publishes_nothing(
     versions: dict[str, str],
     alone: list[Any],
     database: Database,
+    pair: RunningStack,
     second_log: Path,
 ) -> None:
+    """Either of the two may be the one that helps."""
+
+    def noticed() -> int:
+        logs = (pair.home / "logs/worker.log", second_log)
+        return sum(log.read_bytes().count(b"step superseded, nothing published") for log in logs)
+
+    before = noticed()
     job = submitted(asker, versions)
     step = frozen(database, job)
     try:
         done = finished(asker, job)
     finally:
         os.kill(pid_of(step), signal.SIGCONT)
-    wait_until(lambda: b"step superseded, nothing published" in second_log.read_bytes(), "it did not notice")
+    wait_until(lambda: noticed() > before, "it did not notice")
     assert done.attempt == 1
     assert decided(asker, job) == alone
     assert len(published(database, job)) == 1
