@@ -13,6 +13,7 @@ from models.attacks.eight_bit import linf_box
 from models.attacks.gradient import evaluating, to_8bit
 
 
+@pytest.mark.slow
 def test_on_a_linear_model_the_change_is_the_distance_to_the_nearest_boundary() -> None:
     model, x, y = linear_case(classes=5)
     x_adv = carlini_wagner(model, x, y, eps_linf=None, lr=0.01, steps=100, search_steps=6, eight_bit=False)

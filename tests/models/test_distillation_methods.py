@@ -114,6 +114,7 @@ def test_a_soft_label_gives_its_share_to_the_outlier_class() -> None:
     np.testing.assert_allclose(found, [[0.45, 0.05, 0.5], [0.2, 0.8, 0.0]], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_robust_student_withstands_what_fools_its_teacher(digits: Digits, robust: Distilled) -> None:
     assert accuracy(robust.student, to_float(digits[0][1000:]), digits[1][1000:]) > 0.9
     assert attacked(robust.student, digits) > attacked(robust.teacher, digits) + 0.1
@@ -126,7 +127,8 @@ def size_of(model: Classifier) -> int:
     return sum(weights.numel() for weights in model.parameters())
 
 
-@pytest.mark.parametrize("method", ["defensive", pytest.param("robust", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["defensive", "robust"])
 def test_a_student_half_as_wide_as_its_teacher_learns_from_it(digits: Digits, method: str) -> None:
     """It cannot start from the teacher's weights."""
     done = distilled(digits, method=method, student={"width": 4, "hidden": 32}, robust={"eps_linf": 0.02})

@@ -105,6 +105,7 @@ def exact_jacobian_norm(own: ConvolutionalAutoencoder, x: Tensor) -> list[float]
     ]
 
 
+@pytest.mark.slow
 def test_the_penalty_is_the_jacobian_s_norm() -> None:
     own, x = network(), some(3, 1, 8, 8)
     wanted = exact_jacobian_norm(own, x)

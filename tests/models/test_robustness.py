@@ -228,7 +228,7 @@ def target_of(digits: Digits, *, detected: bool) -> Target:
     )
 
 
-@pytest.mark.parametrize("detected", [True, False])
+@pytest.mark.parametrize("detected", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_the_served_model_makes_of_attacked_digits(digits: Digits, detected: bool) -> None:
     target, modes = target_of(digits, detected=detected), digits[0].training
     rows = rows_of(evaluate(target, digits[1][400:], digits[2][400:], SERVED, watch=Silent()))

@@ -185,7 +185,11 @@ def real_files() -> dict[str, bytes]:
     return {**files, CALIBRATION: ServingCalibration(abstention, mc, 0.1).to_bytes(), CARD: orjson.dumps(card)}
 
 
-@pytest.mark.parametrize("options", [{"alpha": 0.1}, {"reform": True}, {"mc_passes": 5, "seed": 9}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"alpha": 0.1}, marks=pytest.mark.slow), {"reform": True}, {"mc_passes": 5, "seed": 9}],
+    ids=str,
+)
 def test_an_image_gets_the_same_answer_alone_and_in_any_company(storage: LocalStorage, options: dict[str, Any]) -> None:
     served = served_of(storage, real_files(), batch=32)
     rng = np.random.default_rng(11)
