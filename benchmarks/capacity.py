@@ -23,12 +23,12 @@ GIB = 1024**3
 
 def manifest_bytes(storage: LocalStorage) -> float:
     """A row, with paths such as archives have them. Pixels of one byte: only the manifest counts here."""
-    writer = ShardWriter(storage, "set", (1, 1, 1))
     pixels = np.zeros((1, 1, 1), np.uint8)
-    for index in range(ROWS):
-        name = hashlib.sha256(str(index).encode()).hexdigest()
-        writer.add(pixels, Row(name, f"train/{index % 43:05}/{index:08}.png", index % 43, 64, 64))
-    writer.close(43)
+    with ShardWriter(storage, "set", (1, 1, 1), 43) as writer:
+        for index in range(ROWS):
+            name = hashlib.sha256(str(index).encode()).hexdigest()
+            writer.add(pixels, Row(name, f"train/{index % 43:05}/{index:08}.png", index % 43, 64, 64))
+        writer.close()
     return storage.size("set/manifest.parquet") / ROWS
 
 

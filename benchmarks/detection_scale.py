@@ -96,10 +96,11 @@ def _best_of(*works: Callable[[], None]) -> list[float]:
 
 def _written(storage: LocalStorage, images: np.ndarray, labels: np.ndarray) -> ShardReader:
     height, width, channels = images.shape[1:]
-    writer = ShardWriter(storage, PREFIX, (height, width, channels))
-    for number, image in enumerate(images):
-        writer.add(image, Row(f"{number:064x}", f"{labels[number]}/{number}.png", int(labels[number]), width, height))
-    writer.close(int(labels.max()) + 1)
+    with ShardWriter(storage, PREFIX, (height, width, channels), int(labels.max()) + 1) as writer:
+        for number, image in enumerate(images):
+            label = int(labels[number])
+            writer.add(image, Row(f"{number:064x}", f"{label}/{number}.png", label, width, height))
+        writer.close()
     return ShardReader(storage, PREFIX, len(images), (height, width, channels))
 
 

@@ -23,6 +23,7 @@ from models.specs import CalibrationSpec
 from service.errors import UnusableDataset
 
 P = NDArray[np.float64]
+IMAGES_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,17 @@ class Calibrated:
     per_class: PerClassTest | None
 
     def p_values(self, images: Scored) -> tuple[P, P]:
-        """Of the panel (k,), and of each detector (k, t)."""
-        if self.per_class is not None:
-            return self.per_class.p_values(images.scores, images.labels_needed())
-        assert self.whole is not None  # noqa: S101
-        return self.whole.p_values(images.scores)
+        """Of the panel (k,), and of each detector (k, t). In parts: each image has its own, whatever the rest."""
+        joint, own = np.empty(len(images.scores)), np.empty(images.scores.shape)
+        for start in range(0, len(joint), IMAGES_AT_ONCE):
+            here = slice(start, start + IMAGES_AT_ONCE)
+            if self.per_class is not None:
+                found = self.per_class.p_values(images.scores[here], images.labels_needed()[here])
+            else:
+                assert self.whole is not None  # noqa: S101
+                found = self.whole.p_values(images.scores[here])
+            joint[here], own[here] = found
+        return joint, own
 
     def spoke(self, images: Scored, own: P, flagged: NDArray[np.bool_], level: float) -> NDArray[np.bool_]:
         """The detectors that alone would have flagged each flagged image at `level`, and the most extreme, (n, t)."""

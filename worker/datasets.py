@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from service.datasets import repository as datasets
@@ -20,12 +21,17 @@ def open_version(context: Context, reference: str) -> tuple[DatasetVersion, Shar
     return row, datasets.reader(context.storage, row)
 
 
-def groups_of(reader: ShardReader) -> NDArray[np.object_] | None:
-    """The group of every sample, or None where the upload named none."""
-    column = reader.manifest()["group"]
+def groups_of(reader: ShardReader) -> NDArray[np.int32] | None:
+    """Of every sample the place of its group among the sorted names, or None where the upload did not name them all."""
+    column = reader.manifest(["group"])["group"]
     if column.null_count:
         return None
-    return np.array(column.to_pylist(), dtype=object)
+    coded = column.combine_chunks().dictionary_encode()
+    order = pc.sort_indices(coded.dictionary).to_numpy()
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    groups: NDArray[np.int32] = place[coded.indices.to_numpy()]
+    return groups
 
 
 def relabelled(labels: NDArray[np.int64], classes: list[str], wanted: list[str]) -> NDArray[np.int64]:

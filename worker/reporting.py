@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.panel.detectors import MODULES
 from models.specs import EvaluateSpec
 from service.datasets import repository as datasets
@@ -31,13 +28,14 @@ from worker.reports.sanitise import (
 )
 from worker.reports.sanitise_panel_words import FILTER_BLIND_TO, FILTER_SEES
 from worker.subject import Subject, Trial
+from worker.treating import Verdicts
 
 
 def write_sanitise(
     context: Context,
     fitted: Fitted,
     judgement: Judgement,
-    verdicts: NDArray[np.str_],
+    verdicts: Verdicts,
     suspicious_reference: Sequence[SuspiciousImage] = (),
 ) -> None:
     """suspicious_reference: images of the reference itself that look wrong, the worst first."""
@@ -62,7 +60,7 @@ def write_sanitise(
             for fold, fit in enumerate(own.fits)
         },
         class_names=sets.candidate.classes,
-        labels=sets.candidate_reader.labels(),
+        labels=fitted.listings.candidates.labels,
         gallery=gallery(fitted, judgement),
         rates_are=judgement.rates_are,
         warnings=_warnings(judgement),

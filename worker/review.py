@@ -20,13 +20,13 @@ from service.datasets.shards import ShardReader
 from service.errors import UnusableDataset
 from service.jobs import artifacts, overrides
 from service.jobs.overrides import Decision, Standing
-from service.jobs.verdicts import Verdict, VerdictTable
+from service.jobs.verdict_pages import Orders, VerdictPages
+from service.jobs.verdicts import Verdict
 from service.tables import DatasetVersion, Job
 from worker.context import Context, Outcome
 from worker.datasets import open_version
 from worker.lineage import reviewed_by
-
-Verdicts = NDArray[np.str_]
+from worker.treating import Verdicts
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +67,9 @@ def run(context: Context) -> Outcome:
 def _read(context: Context) -> Reviewed:
     job = reviewed_by(context, context.claim.inputs["job"])
     stands, made = context.patiently(partial(_decided, context, job.id))
-    table = VerdictTable.read(context.storage, artifacts.verdicts_key(job)).table
-    verdicts = np.array(table["verdict"].to_pylist(), "<U10")
+    pages = VerdictPages(context.storage, artifacts.verdicts_key(job), Orders())
+    coded = pages.column("verdict").combine_chunks().dictionary_encode()
+    verdicts = np.array(coded.dictionary.to_pylist(), dtype=object)[coded.indices.to_numpy()]
     numbers = stands.over(len(verdicts))
     standing = {number: made[number] for number in np.unique(numbers[numbers > 0]).tolist()}
     return Reviewed(job, verdicts, numbers, standing, stands.last)
@@ -83,19 +84,19 @@ def _write_version(
     context: Context, reviewed: Reviewed, candidate: DatasetVersion, reader: ShardReader, prefix: str
 ) -> Written:
     """Shard by shard. An image that a person kept is the uploaded one; any other is as the sanitise job left it."""
-    writer = ShardWriter(context.storage, prefix, reader.image_shape)
     treated, rows, final = _treated(context, reviewed.job), reader.each_row(), reviewed.final
     watch = context.progress.enter("writing", unit="images")
-    for start, images in reader.shards():
-        here = slice(start, start + len(images))
-        own, by_person = reviewed.verdicts[here], reviewed.numbers[here] > 0
-        stays = final[here] != Verdict.QUARANTINE.value
-        for place, row in enumerate(islice(rows, len(images))):
-            image = next(treated) if own[place] != Verdict.QUARANTINE.value else None
-            if stays[place]:
-                writer.add(images[place] if image is None or by_person[place] else image, row)
-        watch.advance(start + len(images), reader.num_samples)
-    return writer.close(len(candidate.classes))
+    with ShardWriter(context.storage, prefix, reader.image_shape, len(candidate.classes)) as writer:
+        for start, images in reader.shards():
+            here = slice(start, start + len(images))
+            own, by_person = reviewed.verdicts[here], reviewed.numbers[here] > 0
+            stays = final[here] != Verdict.QUARANTINE.value
+            for place, row in enumerate(islice(rows, len(images))):
+                image = next(treated) if own[place] != Verdict.QUARANTINE.value else None
+                if stays[place]:
+                    writer.add(images[place] if image is None or by_person[place] else image, row)
+            watch.advance(start + len(images), reader.num_samples)
+        return writer.close()
 
 
 def _treated(context: Context, job: Job) -> Iterator[NDArray[np.uint8]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from models.training import Watch
 from service.datasets import repository as datasets
 from service.datasets.shard_writing import Written
 from service.datasets.shards import ShardReader
-from service.jobs.verdicts import Verdict, VerdictTable
+from service.jobs.verdicts import ROWS_A_PART, Verdict, VerdictTable, write_parts
 from worker import scoring
 from worker.artifacts import FilterArtifacts, save_filter
 from worker.calibrating import Detectors, Scored
@@ -92,21 +93,28 @@ def _keep_filter(context: Context, fitted: Fitted, judgement: Judgement) -> None
 
 
 def _write_verdicts(context: Context, fitted: Fitted, judgement: Judgement, verdicts: Verdicts) -> None:
-    sets = fitted.sets
-    manifest = sets.candidate_reader.manifest()
+    sets, names = fitted.sets, judgement.panel.names
     classes = np.array(sets.candidate.classes, dtype=object)
-    table = VerdictTable.of(
-        sample_ids=manifest["sample_id"],
-        paths=manifest["path"],
-        labels=classes[manifest["label"].to_numpy()].tolist(),
-        verdicts=verdicts,
-        p_values=judgement.p_values,
-        names=judgement.panel.names,
-        scores=judgement.candidates.scores,
-        own_p=judgement.own_p_values,
-        spoke=judgement.spoke,
-    )
-    table.write(context.storage, f"{context.artifacts}/verdicts.parquet")
+
+    def parts() -> Iterator[VerdictTable]:
+        start = 0
+        for rows in sets.candidate_reader.manifest_parts(ROWS_A_PART, ["sample_id", "path", "label"]):
+            here = slice(start, start + len(rows))
+            yield VerdictTable.of(
+                sample_ids=rows["sample_id"],
+                paths=rows["path"],
+                labels=classes[rows["label"].to_numpy()].tolist(),
+                verdicts=verdicts[here],
+                p_values=judgement.p_values[here],
+                names=names,
+                scores=judgement.candidates.scores[here],
+                own_p=judgement.own_p_values[here],
+                spoke=judgement.spoke[here],
+                first=start,
+            )
+            start = here.stop
+
+    write_parts(context.storage, f"{context.artifacts}/verdicts.parquet", names, parts())
 
 
 def _result(fitted: Fitted, judgement: Judgement, verdicts: Verdicts) -> dict[str, Any]:

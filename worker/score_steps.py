@@ -31,7 +31,11 @@ def score_by_steps(context: Context, examiner: Examiner, reader: ShardReader, li
         return packed(score_range(examiner, reader, listing, claim.start, claim.stop, watch))
 
     results = fan_out(context, PHASE, reader.num_samples, _give(context, examiner, listing), work, watch)
-    return np.concatenate([unpacked(result) for result in results])
+    found, start = np.empty((reader.num_samples, len(examiner.names)), np.float32), 0
+    for part in map(unpacked, results):
+        found[start : start + len(part)] = part
+        start += len(part)
+    return found
 
 
 def _give(context: Context, examiner: Examiner, listing: Listing) -> dict[str, str]:

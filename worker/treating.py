@@ -17,7 +17,8 @@ from worker.examiner import Listing
 from worker.fitting import Fitted
 from worker.judging import Judgement
 
-Verdicts = NDArray[np.str_]
+Verdicts = NDArray[np.object_]
+"""Of each image the value of its `Verdict`, (n,): references to three strings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +57,17 @@ def write_version(context: Context, treatment: Treatment, prefix: str) -> tuple[
     """Shard by shard: applies the policy, and writes the images that stay."""
     sets = treatment.fitted.sets
     height, width, channels = sets.candidate.image_shape
-    writer = ShardWriter(context.storage, prefix, (height, width, channels))
     rows, listing = sets.candidate_reader.each_row(), treatment.fitted.listings.candidates
     flagged = treatment.judgement.flagged
-    verdicts = np.where(flagged, Verdict.QUARANTINE.value, Verdict.KEEP.value).astype("<U10")
+    verdicts = np.array([Verdict.KEEP.value, Verdict.QUARANTINE.value], dtype=object)[flagged.astype(np.intp)]
     watch = context.progress.enter("writing", unit="images")
-    for start, images in sets.candidate_reader.shards():
-        here = slice(start, start + len(images))
-        pixels, verdicts[here] = treatment.apply(images, listing.at(here), verdicts[here])
-        kept = verdicts[here] != Verdict.QUARANTINE.value
-        for image, row, stays in zip(pixels, islice(rows, len(images)), kept, strict=True):
-            if stays:
-                writer.add(image, row)
-        watch.advance(start + len(images), sets.candidate_reader.num_samples)
-    return verdicts, writer.close(len(sets.candidate.classes))
+    with ShardWriter(context.storage, prefix, (height, width, channels), len(sets.candidate.classes)) as writer:
+        for start, images in sets.candidate_reader.shards():
+            here = slice(start, start + len(images))
+            pixels, verdicts[here] = treatment.apply(images, listing.at(here), verdicts[here])
+            kept = verdicts[here] != Verdict.QUARANTINE.value
+            for image, row, stays in zip(pixels, islice(rows, len(images)), kept, strict=True):
+                if stays:
+                    writer.add(image, row)
+            watch.advance(start + len(images), sets.candidate_reader.num_samples)
+        return verdicts, writer.close()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +45,7 @@ class PartWriter:
     def __init__(self, storage: Storage, prefix: str, name: str, image_shape: tuple[int, int, int]) -> None:
         self._storage, self._prefix, self._name = storage, prefix, name
         self._buffer = np.empty((SHARD_IMAGES, *image_shape), np.uint8)
-        self._filled = 0
+        self._filled = self._taken = 0
         self._rows: list[tuple[object, ...]] = []
         self._batches: list[pa.RecordBatch] = []
         self._shards: list[Shard] = []
@@ -55,12 +58,25 @@ class PartWriter:
             self._flush()
 
     def close(self) -> Part:
+        """All that has been written since the last `take`."""
         if self._filled:
             self._flush()
-        return Part(self._shards, pa.Table.from_batches(self._batches, PART_SCHEMA))
+        return self.take()
+
+    def take(self) -> Part:
+        """The shards that are full, which are forgotten here; the next part goes on where they end."""
+        part = Part(self._shards, pa.Table.from_batches(self._batches, PART_SCHEMA))
+        self._taken += len(self._shards)
+        self._shards, self._batches = [], []
+        return part
+
+    @property
+    def num_shards(self) -> int:
+        """That are full and have not been taken."""
+        return len(self._shards)
 
     def _flush(self) -> None:
-        shard = Shard(f"{self._name}-{len(self._shards):05d}.npy", self._filled)
+        shard = Shard(f"{self._name}-{self._taken + len(self._shards):05d}.npy", self._filled)
         with self._storage.writing(f"{self._prefix}/{shard.name}") as file:
             np.save(file, self._buffer[: self._filled], allow_pickle=False)
         columns = [
@@ -73,34 +89,72 @@ class PartWriter:
         self._filled = 0
 
 
-class ShardWriter:
-    """Writes a version alone, in one part; it counts only once a version row points at `prefix`."""
+class VersionWriter:
+    """Manifest and index over parts that follow each other. The manifest is there once the block has ended well."""
 
-    def __init__(self, storage: Storage, prefix: str, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, storage: Storage, prefix: str, num_classes: int) -> None:
         self._storage, self._prefix = storage, prefix
+        self._digest, self._counts = hashlib.sha256(), np.zeros(num_classes, np.int64)
+        self._shards: list[Shard] = []
+        self._files = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._files as files:
+            file = files.enter_context(self._storage.writing(f"{self._prefix}/{MANIFEST}"))
+            self._manifest = files.enter_context(pq.ParquetWriter(file, SCHEMA, compression="zstd"))
+            self._files = files.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
+
+    def add(self, part: Part) -> None:
+        for label, sample_id, pixels in zip(
+            *(part.rows[name].to_pylist() for name in ("label", "sample_id", "pixels")), strict=True
+        ):
+            self._digest.update(b"%d %b %b\n" % (label, sample_id.encode(), pixels))
+        self._counts += np.bincount(part.rows["label"].to_numpy(), minlength=len(self._counts))
+        self._shards += part.shards
+        self._manifest.write_table(part.rows.select(SCHEMA.names), row_group_size=MANIFEST_ROWS)
+
+    def close(self) -> Written:
+        """The manifest is whole, and the index is written."""
+        self._files.close()
+        write_index(self._storage, self._prefix, self._shards)
+        return Written(self._digest.hexdigest(), int(self._counts.sum()), self._counts.tolist())
+
+
+class ShardWriter:
+    """Writes a version alone, sample by sample; it counts only once a version row points at `prefix`."""
+
+    def __init__(self, storage: Storage, prefix: str, image_shape: tuple[int, int, int], num_classes: int) -> None:
         self._part = PartWriter(storage, prefix, "shard", image_shape)
+        self._version = VersionWriter(storage, prefix, num_classes)
+
+    def __enter__(self) -> Self:
+        self._version.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._version.__exit__(kind, error, trace)
 
     def add(self, pixels: NDArray[np.uint8], row: Row) -> None:
         self._part.add(pixels, row)
+        if self._part.num_shards == MANIFEST_ROWS // SHARD_IMAGES:
+            self._version.add(self._part.take())
 
-    def close(self, num_classes: int) -> Written:
-        return unite(self._storage, self._prefix, [self._part.close()], num_classes)
+    def close(self) -> Written:
+        self._version.add(self._part.close())
+        return self._version.close()
 
 
 def unite(storage: Storage, prefix: str, parts: Iterable[Part], num_classes: int) -> Written:
-    """Write manifest and index over parts that follow each other; one of them at a time is in memory."""
-    digest, counts, shards = hashlib.sha256(), np.zeros(num_classes, np.int64), list[Shard]()
-    with (
-        storage.writing(f"{prefix}/{MANIFEST}") as file,
-        pq.ParquetWriter(file, SCHEMA, compression="zstd") as manifest,
-    ):
+    """One of the parts at a time is in memory."""
+    with VersionWriter(storage, prefix, num_classes) as version:
         for part in parts:
-            for label, sample_id, pixels in zip(
-                *(part.rows[name].to_pylist() for name in ("label", "sample_id", "pixels")), strict=True
-            ):
-                digest.update(b"%d %b %b\n" % (label, sample_id.encode(), pixels))
-            counts += np.bincount(part.rows["label"].to_numpy(), minlength=num_classes)
-            shards += part.shards
-            manifest.write_table(part.rows.select(SCHEMA.names), row_group_size=MANIFEST_ROWS)
-    write_index(storage, prefix, shards)
-    return Written(digest.hexdigest(), int(counts.sum()), counts.tolist())
+            version.add(part)
+        return version.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
 from typing import Any, BinaryIO, NamedTuple
@@ -81,11 +81,18 @@ class ShardReader:
         """The number of the shard that holds each image."""
         return np.searchsorted(self._begins, indices, side="right").astype(np.int64) - 1
 
-    def manifest(self) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self._storage.read(f"{self._prefix}/{MANIFEST}")))
+    def manifest(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All of it, or those columns of it."""
+        with closing(self._storage.open(f"{self._prefix}/{MANIFEST}")) as file:
+            return pq.ParquetFile(file).read(columns)
+
+    def manifest_parts(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The manifest that many rows at a time, and the rest; no more of it is in memory."""
+        with closing(self._storage.open(f"{self._prefix}/{MANIFEST}")) as file:
+            yield from pq.ParquetFile(file).iter_batches(batch_size=rows, columns=columns)
 
     def labels(self) -> NDArray[np.int64]:
-        labels: NDArray[np.int64] = self.manifest()["label"].to_numpy().astype(np.int64)
+        labels: NDArray[np.int64] = self.manifest(["label"])["label"].to_numpy()
         return labels
 
     def rows(self) -> list[Row]:
@@ -119,10 +126,9 @@ class ShardReader:
 
     def each_row(self) -> Iterator[Row]:
         """The manifest row by row, a little of it in memory at a time."""
-        with closing(self._storage.open(f"{self._prefix}/{MANIFEST}")) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    yield Row(**row)
+        for part in self.manifest_parts(1024):
+            for row in part.to_pylist():
+                yield Row(**row)
 
     def blocks(self) -> Iterator[NDArray[np.uint8]]:
         """All images in order, a few at a time, with none of the shards whole in memory."""

@@ -25,12 +25,27 @@ def index_key(key: str) -> str:
     return f"{key.removesuffix('.parquet')}.index.arrow"
 
 
-def write(storage: Storage, key: str, table: pa.Table) -> None:
-    columns = {BY_P_VALUE: ascending(table["p_value"]).cast(pa.int32())}
-    columns |= {name: table[name].combine_chunks().dictionary_encode() for name in CODED}
-    batch = pa.RecordBatch.from_pydict(columns)
-    with storage.writing(index_key(key)) as file, ipc.new_file(file, batch.schema) as writer:
-        writer.write_batch(batch)
+class IndexWriter:
+    """Gathers the index of a table that comes in parts."""
+
+    def __init__(self) -> None:
+        self._p_values: list[pa.Array] = [pa.array([], pa.float64())]
+        self._coded: dict[str, list[pa.Array]] = {
+            name: [pa.array([], pa.string()).dictionary_encode()] for name in CODED
+        }
+
+    def add(self, part: pa.Table) -> None:
+        """The rows that follow."""
+        self._p_values.append(part["p_value"].combine_chunks())
+        for name, columns in self._coded.items():
+            columns.append(part[name].combine_chunks().dictionary_encode())
+
+    def write(self, storage: Storage, key: str) -> None:
+        columns = {BY_P_VALUE: ascending(pa.chunked_array(self._p_values)).cast(pa.int32())}
+        columns |= {name: pa.chunked_array(parts).combine_chunks() for name, parts in self._coded.items()}
+        batch = pa.RecordBatch.from_pydict(columns)
+        with storage.writing(index_key(key)) as file, ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
 
 
 def ascending(values: pa.ChunkedArray) -> pa.Array:

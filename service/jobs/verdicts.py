@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from enum import StrEnum
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from service.jobs import verdict_index
+from service.jobs.verdict_index import IndexWriter
 from service.storage import Storage
 
 FIRST = (
@@ -33,9 +34,11 @@ OVERRIDE = {"override": "verdict", "override_note": "note", "override_by": "by",
 """Columns of what a person decided, in the files that a reviewed table is given out as."""
 
 ROWS_A_BATCH = 1024
+"""Of the paged file. A page in any order reads at most as many batches as it has rows."""
 BATCH_MARK = b"rows_a_batch"
 """In the schema of pages of which every batch but the last has that many rows."""
-"""Of the paged file. A page in any order reads at most as many batches as it has rows."""
+ROWS_A_PART = 32 * ROWS_A_BATCH
+"""Of what is in memory at a time where a table is written in parts."""
 
 ROWS_A_CSV_PART = 8192
 _FORMULA = r"\A([=+\-@\t\r\n])"
@@ -88,16 +91,18 @@ class VerdictTable:
         scores: NDArray[np.floating[Any]],
         own_p: NDArray[np.float64],
         spoke: NDArray[np.bool_],
+        first: int = 0,
     ) -> VerdictTable:
         """sample_ids, paths, labels: n strings, as Arrow or a sequence. names: t; scores, own_p, spoke: (n, t).
 
+        first: the index of the first image, where this is a part of a table.
         An image's reasons are the detectors that spoke, the one with the smallest p-value of its own first.
         """
         count = len(p_values)
         if not scores.shape == own_p.shape == spoke.shape == (count, len(names)):
             raise ValueError(f"want {count} × {len(names)}, not {scores.shape}, {own_p.shape}, {spoke.shape}")
         columns = {
-            "index": np.arange(count),
+            "index": np.arange(first, first + count),
             "sample_id": sample_ids,
             "path": paths,
             "label": labels,
@@ -125,22 +130,14 @@ class VerdictTable:
         return VerdictTable(table)
 
     def write(self, storage: Storage, key: str) -> None:
-        """Whole at `key`, and in pages with an index, so that the gateway need not read it all for a hundred rows."""
-        with storage.writing(key) as file:
-            self._write_parquet(file)
-        schema = self._table.schema.with_metadata({BATCH_MARK: str(ROWS_A_BATCH)})
-        with storage.writing(paged_key(key)) as file, ipc.new_file(file, schema) as writer:
-            for start in range(0, len(self), ROWS_A_BATCH):  # columns lie in chunks of any length
-                writer.write_table(self._table.slice(start, ROWS_A_BATCH).combine_chunks().cast(schema))
-        verdict_index.write(storage, key, self._table)
+        names = detectors(self._table.column_names)
+        parts = (VerdictTable(self._table.slice(at, ROWS_A_PART)) for at in range(0, len(self), ROWS_A_PART))
+        write_parts(storage, key, names, parts)
 
     def parquet(self) -> bytes:
         sink = io.BytesIO()
-        self._write_parquet(sink)
+        pq.write_table(self._table, sink, compression="zstd")
         return sink.getvalue()
-
-    def _write_parquet(self, file: BinaryIO) -> None:
-        pq.write_table(self._table, file, compression="zstd")
 
     def csv(self, order: NDArray[np.int64] | None = None) -> Iterator[bytes]:
         """The rows in `order` (all, where None), part by part; no cell begins as a spreadsheet's formula would."""
@@ -151,6 +148,30 @@ class VerdictTable:
                 yield _csv(self._table.slice(start, ROWS_A_CSV_PART), header=False)
             else:
                 yield _csv(self._table.take(order[start : start + ROWS_A_CSV_PART]), header=False)
+
+
+def write_parts(storage: Storage, key: str, names: Sequence[str], parts: Iterable[VerdictTable]) -> None:
+    """A table whole at `key`, and in pages with an index, so that the gateway need not read it all for a hundred rows.
+
+    names: of its detectors. parts: in order, each of whole batches but the last; one at a time is in memory.
+    """
+    layout = schema(names)
+    marked, index = layout.with_metadata({BATCH_MARK: str(ROWS_A_BATCH)}), IndexWriter()
+    with ExitStack() as files:
+        whole = files.enter_context(storage.writing(key))
+        table = files.enter_context(pq.ParquetWriter(whole, layout, compression="zstd"))
+        pages = files.enter_context(storage.writing(paged_key(key)))
+        batches = files.enter_context(ipc.new_file(pages, marked))
+        rows = 0
+        for part in parts:
+            if rows % ROWS_A_BATCH:
+                raise ValueError(f"a part of {len(part)} rows follows {rows}, which are no whole batches")
+            rows += len(part)
+            table.write_table(part.table)
+            for start in range(0, len(part), ROWS_A_BATCH):  # columns lie in chunks of any length
+                batches.write_table(part.table.slice(start, ROWS_A_BATCH).combine_chunks().cast(marked))
+            index.add(part.table)
+    index.write(storage, key)
 
 
 def as_wire(rows: pa.Table) -> list[dict[str, Any]]:

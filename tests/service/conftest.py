@@ -86,12 +86,12 @@ def make_dataset(database: Database, storage: LocalStorage) -> MakeDataset:
     def make(name: str, counts: dict[str, int], shape: tuple[int, int, int] = (8, 8, 1)) -> str:
         rng = np.random.default_rng(0)
         prefix = f"datasets/{name}/{rng.integers(1 << 30)}-{len(counts)}-{sum(counts.values())}"
-        writer = ShardWriter(storage, prefix, shape)
-        for label, count in enumerate(counts.values()):
-            for index in range(count):
-                pixels = rng.integers(0, 256, shape, dtype=np.uint8)
-                writer.add(pixels, Row(f"{label}-{index}", f"{label}/{index}.png", label, shape[1], shape[0]))
-        written = writer.close(len(counts))
+        with ShardWriter(storage, prefix, shape, len(counts)) as writer:
+            for label, count in enumerate(counts.values()):
+                for index in range(count):
+                    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+                    writer.add(pixels, Row(f"{label}-{index}", f"{label}/{index}.png", label, shape[1], shape[0]))
+            written = writer.close()
         with database.transaction() as session:
             job = add_job(session, "ingest", inputs={}, params={}, max_attempts=3)
             job.state = "succeeded"

@@ -58,11 +58,11 @@ def sanitised(settings: Settings, database: Database, parent: str, keep: list[in
         row = datasets.find(session, parent)
     reader = datasets.reader(storage, row)
     height, width, channels = row.image_shape
-    writer = ShardWriter(storage, "datasets/sanitised", (height, width, channels))
-    for index in keep:
-        pixels = reader.image(index)
-        writer.add(255 - pixels if index in change else pixels, reader.rows()[index])
-    written = writer.close(len(row.classes))
+    with ShardWriter(storage, "datasets/sanitised", (height, width, channels), len(row.classes)) as writer:
+        for index in keep:
+            pixels = reader.image(index)
+            writer.add(255 - pixels if index in change else pixels, reader.rows()[index])
+        written = writer.close()
     with database.transaction() as session:
         job = add_job(session, "sanitise", inputs={}, params={}, max_attempts=1)
         made = datasets.publish(
@@ -187,10 +187,11 @@ def test_the_exported_npz_is_what_numpy_loads(settings: Settings, database: Data
 
 def test_memory_stays_flat_while_a_large_version_is_exported(settings: Settings, database: Database) -> None:
     storage, shape = LocalStorage(settings.storage), (64, 64, 3)
-    writer, image = ShardWriter(storage, "datasets/large", shape), np.zeros(shape, np.uint8)
-    for index in range(6000):  # 74 MB of pixels
-        writer.add(image, Row("0" * 64, f"{index}.png", index % 2, 64, 64))
-    written = writer.close(2)
+    image = np.zeros(shape, np.uint8)
+    with ShardWriter(storage, "datasets/large", shape, 2) as writer:
+        for index in range(6000):  # 74 MB of pixels
+            writer.add(image, Row("0" * 64, f"{index}.png", index % 2, 64, 64))
+        written = writer.close()
     with database.transaction() as session:
         job = add_job(session, "ingest", inputs={}, params={}, max_attempts=1)
         row = datasets.publish(

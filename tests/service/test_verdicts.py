@@ -24,7 +24,7 @@ from service.errors import InvalidInput
 from service.jobs.create import add_job
 from service.jobs.verdict_index import index_key
 from service.jobs.verdict_pages import MOST_ORDERS, Orders, VerdictPages
-from service.jobs.verdicts import ROWS_A_BATCH, Verdict, VerdictTable, paged_key
+from service.jobs.verdicts import ROWS_A_BATCH, Verdict, VerdictTable, paged_key, write_parts
 from service.settings import Settings
 from service.storage import LocalStorage
 from tests.service.live import serving
@@ -127,6 +127,26 @@ def test_every_order_is_that_of_a_plain_sort(
     told = every_row(pages, verdict, f"-{sort}" if reverse else sort, label=label)
     assert [row["index"] for row in told] == [row["index"] for row in expected]
     assert len(expected) < len(every) or (verdict, label) == (None, None)
+
+
+def test_a_table_written_in_parts_is_the_one_written_whole(storage: LocalStorage) -> None:
+    labels = np.repeat(["b", "a", "c"], [ROWS_A_BATCH + 7, ROWS_A_BATCH - 7, 100])  # another first in every part
+    whole = table(labels=labels.tolist())
+    whole.write(storage, "whole.parquet")
+    parts = [VerdictTable(whole.table.slice(start, ROWS_A_BATCH)) for start in range(0, ROWS, ROWS_A_BATCH)]
+    write_parts(storage, "parts.parquet", NAMES, iter(parts))
+    assert storage.read("parts.arrow") == storage.read("whole.arrow")
+    assert VerdictTable.read(storage, "parts.parquet").table == whole.table
+    found, expected = (VerdictPages(storage, f"{name}.parquet", Orders()) for name in ("parts", "whole"))
+    for label in ("a", "b", "c", None):
+        assert every_row(found, None, "p_value", label=label) == every_row(expected, None, "p_value", label=label)
+    assert len(every_row(found, None, "index", label="a")) == ROWS_A_BATCH - 7
+
+
+def test_a_part_after_one_of_no_whole_batches_is_refused(storage: LocalStorage) -> None:
+    with pytest.raises(ValueError, match="follows 5, which are no whole batches"):
+        write_parts(storage, KEY, NAMES, iter([table(5), table(5)]))
+    assert not storage.exists(KEY) and not storage.exists(paged_key(KEY))
 
 
 def test_an_unknown_order_names_those_there_are(pages: VerdictPages) -> None:

@@ -97,7 +97,7 @@ class SanitiseFacts:
     """(n,), higher is more suspicious."""
     p_values: Floats | None
     """(n,), conformal."""
-    verdicts: Sequence[str] | npt.NDArray[np.str_]
+    verdicts: Sequence[str] | npt.NDArray[np.object_]
     """(n,), each of VERDICTS."""
     threshold: float
     """In the unit of the scores: flagged where a score lies over it."""
@@ -150,7 +150,7 @@ class SanitiseFacts:
             raise FactsError("the threshold is not finite")
         for detector in self.detectors:
             _check_detector(detector, total)
-        unknown = set(map(str, np.unique(np.asarray(self.verdicts, dtype=np.str_)))) - set(VERDICTS)
+        unknown = set(self.verdicts) - set(VERDICTS)
         if unknown:
             raise FactsError(f"unknown verdict: {sorted(unknown)[0]}")
         if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):

@@ -93,7 +93,7 @@ class Findings:
 
 
 def find(facts: SanitiseFacts) -> Findings:
-    verdicts = np.asarray(facts.verdicts, dtype=np.str_)
+    verdicts = np.asarray(facts.verdicts, dtype=object)
     quarantined = verdicts == "quarantine"
     reformed = (verdicts == "reform") & _over_limit(facts)
     flagged = quarantined | reformed

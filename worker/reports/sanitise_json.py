@@ -27,7 +27,7 @@ def numbers(facts: SanitiseFacts, found: Findings) -> dict[str, Any]:
         "dataset": facts.dataset,
         "reference": facts.reference,
         "result_dataset": facts.result_dataset,
-        "counts": {verdict: int((np.asarray(facts.verdicts) == verdict).sum()) for verdict in VERDICTS},
+        "counts": {verdict: int((np.asarray(facts.verdicts, dtype=object) == verdict).sum()) for verdict in VERDICTS},
         "flagged": share_json(found.flagged_share),
         "rule": _rule(facts, found),
         "score": {
