@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.datasets import tars, zips
+from service.datasets.archive import Member
 from service.datasets.decode import ImageRejected
 from service.datasets.encoded import EncodedUpload, sample_of
-from service.datasets.layouts import Entry
-from service.datasets.members import Member
+from service.datasets.labelling import Entry
 from service.datasets.sample import Sample
 from service.errors import Corrupt
 from service.storage import Storage
@@ -110,7 +110,7 @@ def write_contents(storage: Storage, prefix: str, upload: EncodedUpload, key: st
     if not storage.exists(contents.table):
         with storage.writing(contents.table) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as table:
             for start in range(0, len(upload.entries), share):
-                columns = zip(*map(_row, upload.entries[start : start + share]), strict=True)
+                columns = zip(*map(_row, upload.entries.between(start, start + share)), strict=True)
                 arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
                 table.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), row_group_size=share)
     return contents

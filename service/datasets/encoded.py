@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.datasets import metadata, webdataset
+from service.datasets.archive import Archive, Member
 from service.datasets.decode import ImageRejected, decode_image
-from service.datasets.layouts import Entry, Labelled, by_folder, chosen, images_of
-from service.datasets.members import Archive, Member, too_much
+from service.datasets.labelling import Entry, Labelled
+from service.datasets.layouts import by_folder, chosen, images_of
+from service.datasets.members import too_much
 from service.datasets.sample import Layout, Limits, Sample
 
 
@@ -24,8 +25,8 @@ class EncodedUpload:
         labelled = _labelled(archive, limits, split)
         self.source_format = f"{labelled.form}-{archive.kind}"
         self.classes = labelled.classes
-        self.num_samples = len(labelled.entries)
-        self.entries = labelled.entries
+        self.num_samples = len(labelled)
+        self.entries = labelled
 
     def layout(self) -> Layout | None:
         """Only decoding tells."""
@@ -33,7 +34,7 @@ class EncodedUpload:
 
     def samples(self, start: int = 0, stop: int | None = None) -> Iterator[Sample]:
         limit = self._limits.max_image_bytes
-        some = islice(self.entries, start, stop)
+        some = self.entries.between(start, self.num_samples if stop is None else stop)
         return (sample_of(entry, lambda member: self.archive.read(member, limit)) for entry in some)
 
     def pixels(self, sample: Sample, *, size: int, channels: int) -> NDArray[np.uint8]:
@@ -55,7 +56,7 @@ def sample_of(entry: Entry, read: Callable[[Member], bytes]) -> Sample:
 def _labelled(archive: Archive, limits: Limits, split: str | None) -> Labelled:
     """Tables of labels first, then keys with label files, then folders."""
     images = chosen(images_of(archive.members), split)
-    if len(images) > limits.max_images or sum(image.size for image in images) > limits.max_unpacked_bytes:
+    if len(images) > limits.max_images or int(images.sizes.sum()) > limits.max_unpacked_bytes:
         raise too_much(limits.max_images, limits.max_unpacked_bytes)
     tables = metadata.tables_of(archive.members)
     metadata.check_sizes(tables, len(images))

@@ -1,9 +1,8 @@
-"""Files inside an archive: what every archive reader offers, and which names no honest archive holds."""
+"""What an archive may hold: names of files that are safe, which of them are images, and how many of which size."""
 
 from __future__ import annotations
 
 import re
-from typing import BinaryIO, NamedTuple, Protocol
 
 from service.datasets.sample import MAX_NAME_BYTES
 from service.errors import InvalidUpload, TooLarge
@@ -17,33 +16,6 @@ _LEADS_OUT = re.compile(r"^/|^[^/]*:(/|$)|(^|/)\.\.(/|$)")
 _CLUTTER = re.compile(r"(^|/)(\.|(__MACOSX|Thumbs\.db|desktop\.ini)(/|$))")
 _SUSPECT = re.compile(r"^/|[\\:\x00-\x1f\x7f\ud800-\udfff]|\.\.")  # all that is looked at more closely
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-
-
-class Member(NamedTuple):
-    """A regular file of an archive, and where its bytes are."""
-
-    name: str  # with forward slashes
-    size: int  # unpacked, as its header says
-    offset: int
-    packed: int
-    method: int = 0
-    crc: int | None = None
-
-
-class Archive(Protocol):
-    """An indexed archive; nothing of it is ever extracted to a path."""
-
-    kind: str
-    members: list[Member]
-
-    @property
-    def unpacked(self) -> BinaryIO | None:
-        """The file that members' offsets are in; None where it is the upload itself."""
-        ...
-
-    def read(self, member: Member, limit: int) -> bytes:
-        """At most `limit` bytes. Raises ImageRejected where they cannot be had."""
-        ...
 
 
 def checked_name(name: str) -> str:

@@ -6,12 +6,15 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from service.datasets.archive import Archive, Member, Members
 from service.datasets.decode import ImageRejected
-from service.datasets.layouts import Given, Labelled, numbered
-from service.datasets.members import Archive, Member, checked_name, printable
+from service.datasets.labelling import Labelled, Labelling
+from service.datasets.members import checked_name, printable
 from service.datasets.sample import MAX_NAME_BYTES
 from service.errors import InvalidUpload
 
@@ -24,8 +27,9 @@ MAX_LABEL_CHARS = 200
 MAX_COLUMNS = 1000
 
 
-def tables_of(members: Iterable[Member]) -> list[Member]:
-    return [member for member in members if member.name.rsplit("/", 1)[-1] in TABLES]
+def tables_of(members: Members) -> list[Member]:
+    are_tables = (name.rsplit("/", 1)[-1] in TABLES for name in members.names())
+    return list(members.where(np.fromiter(are_tables, np.bool_, len(members))))
 
 
 def check_sizes(tables: list[Member], images: int) -> None:
@@ -46,7 +50,7 @@ def has_labels(archive: Archive, table: Member) -> bool:
     return _first(first, LABEL_COLUMNS) is not None
 
 
-def by_tables(archive: Archive, tables: list[Member], images: list[Member]) -> Labelled:
+def by_tables(archive: Archive, tables: list[Member], images: Members) -> Labelled:
     """The images in the order of their paths; one that no table names is a row of the report, and so is the reverse."""
     told: dict[str, tuple[str | int, str | None]] = {}
     for table in tables:
@@ -54,20 +58,19 @@ def by_tables(archive: Archive, tables: list[Member], images: list[Member]) -> L
         for number, row in enumerate(_rows(archive, table), start=1):
             name, label, group = _parsed(table, number, row)
             told[f"{folder}/{name}" if folder else name] = label, group
-    there = {member.name for member in archive.members}
-    given = []
-    for image in images:
-        labelled = told.pop(image.name, None)
+    labelling = Labelling(images)
+    for path in images.names():
+        labelled = told.pop(path, None)
         if labelled is None:
-            given.append(Given(image.name, image, None, None, "no table names it, so it has no label"))
+            labelling.add(None, problem="no table names it, so it has no label")
         else:
-            given.append(Given(image.name, image, *labelled))
-    given += [
-        Given(name, None, known, whole, "a table names it, but the archive does not hold it")
-        for name, (known, whole) in told.items()
-        if name not in there
-    ]
-    return numbered(given, "metadata")
+            labelling.add(*labelled)
+    if told:  # what is no image may still be there
+        for path in archive.members.names():
+            told.pop(path, None)
+    for path, (label, group) in told.items():
+        labelling.add_missing(path, label, group, "a table names it, but the archive does not hold it")
+    return labelling.numbered("metadata")
 
 
 def _rows(archive: Archive, table: Member) -> Iterator[dict[str, Any]]:

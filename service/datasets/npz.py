@@ -17,7 +17,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from service.datasets import pixels
-from service.datasets.layouts import MAX_CLASSES, SPLITS, no_such_split
+from service.datasets.labelling import MAX_CLASSES
+from service.datasets.layouts import SPLITS, no_such_split
 from service.datasets.members import printable
 from service.datasets.sample import Layout, Limits, Sample
 from service.datasets.unpack import FREE_BYTES, MAX_STREAM_RATIO

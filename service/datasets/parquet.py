@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from service.datasets.layouts import MAX_CLASSES, no_such_split
+from service.datasets.labelling import MAX_CLASSES
+from service.datasets.layouts import no_such_split
 from service.datasets.members import printable
 from service.datasets.metadata import class_value, group_name
 from service.datasets.parquet_pages import check_pages

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.datasets.decode import ImageRejected, fit_pixels
-from service.datasets.layouts import MAX_CLASSES
+from service.datasets.labelling import MAX_CLASSES
 from service.datasets.sample import Limits, Sample
 from service.errors import InvalidUpload, TooLarge
 

@@ -92,8 +92,8 @@ def open_upload(file: BinaryIO, limits: Limits, *, split: str | None = None) -> 
 
 def _open_zip(file: BinaryIO, limits: Limits, split: str | None) -> Upload:
     archive = ZipArchive(file, limits)
-    names = [member.name for member in archive.members]
-    if len(names) <= FEW_MEMBERS and not any(is_image(name) for name in names):
+    names = list(archive.members.names()) if len(archive.members) <= FEW_MEMBERS else None
+    if names is not None and not any(map(is_image, names)):
         try:
             opened = zipfile.ZipFile(file)
         except BROKEN as error:

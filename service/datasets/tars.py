@@ -8,8 +8,9 @@ import weakref
 from collections.abc import Iterator
 from typing import IO, BinaryIO, Protocol, cast
 
+from service.datasets.archive import Member, MembersBuilder
 from service.datasets.decode import ImageRejected
-from service.datasets.members import Crowd, Member, checked_name
+from service.datasets.members import Crowd, checked_name
 from service.datasets.sample import Limits
 from service.datasets.unpack import Unpacked
 from service.disk import discard, scratch_told
@@ -37,16 +38,15 @@ class TarArchive:
 
     def __init__(self, file: BinaryIO, limits: Limits, compression: str | None = None) -> None:
         self._limits = limits
-        self.members: list[Member] = []
+        found, most = MembersBuilder(), 4 * limits.max_images + CROWD_ALLOWED
         with scratch_told():
             self._source = _source(file, limits, compression)
             for member in _members(self._source):
-                self.members.append(member)
-                if len(self.members) > 4 * limits.max_images + CROWD_ALLOWED:
-                    raise TooLarge(
-                        f"The archive holds over {len(self.members) - 1} files. Split it into several data sets."
-                    )
+                found.add(member)
+                if len(found) > most:
+                    raise TooLarge(f"The archive holds over {most} files. Split it into several data sets.")
             self._source.data.flush()
+        self.members = found.built()
 
     def read(self, member: Member, limit: int) -> bytes:
         return read_member(self._source.data, member, limit)

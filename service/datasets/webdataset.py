@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
+from service.datasets.archive import Archive, Member, Members
 from service.datasets.decode import ImageRejected
-from service.datasets.layouts import Given, Labelled, numbered
-from service.datasets.members import Archive, Member, is_clutter
+from service.datasets.labelling import Labelled, Labelling
+from service.datasets.members import is_clutter
 from service.datasets.metadata import class_value, group_name
 from service.errors import InvalidUpload
 
@@ -24,12 +26,13 @@ def key_of(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{key}", suffix.lower()
 
 
-def labels_of(members: Iterable[Member], images: list[Member]) -> dict[str, Member]:
+def labels_of(members: Members, images: Members) -> dict[str, Member]:
     """The label file of every key that also has an image, `.json` before `.cls`: it may hold the class's name."""
-    files = [one for one in members if one.name.lower().endswith(LABEL_SUFFIXES) and not is_clutter(one.name)]
-    if not files:
+    may_label = (name.lower().endswith(LABEL_SUFFIXES) and not is_clutter(name) for name in members.names())
+    files = members.where(np.fromiter(may_label, np.bool_, len(members)))
+    if not len(files):
         return {}
-    keys = {key_of(image.name)[0] for image in images}
+    keys = {key_of(name)[0] for name in images.names()}
     found: dict[str, Member] = {}
     for member in files:
         key, suffix = key_of(member.name)
@@ -38,7 +41,7 @@ def labels_of(members: Iterable[Member], images: list[Member]) -> dict[str, Memb
     return found
 
 
-def are_labels(archive: Archive, images: list[Member], labels: dict[str, Member]) -> bool:
+def are_labels(archive: Archive, images: Members, labels: dict[str, Member]) -> bool:
     """Whether these files label the images: most of them, and with what a label needs."""
     if not labels or 2 * len(labels) < len(images):
         return False
@@ -49,18 +52,18 @@ def are_labels(archive: Archive, images: list[Member], labels: dict[str, Member]
     return not isinstance(told, dict) or any(told.get(key) is not None for key in LABEL_KEYS + NAME_KEYS)
 
 
-def by_keys(archive: Archive, images: list[Member], labels: dict[str, Member]) -> Labelled:
+def by_keys(archive: Archive, images: Members, labels: dict[str, Member]) -> Labelled:
     """The images in the order of their keys; one without a label is a row of the report."""
     numbers: dict[str | int, int] = {}
     seen: set[str] = set()
-    given = []
-    for image in images:
-        key = key_of(image.name)[0]
+    labelling = Labelling(images)
+    for path in images.names():
+        key = key_of(path)[0]
         if key in seen:
             raise InvalidUpload(f"Two images of the archive share the key {key!r}.", code="duplicate_key")
         seen.add(key)
         if key not in labels:
-            given.append(Given(image.name, image, None, None, "no .cls or .json of its key gives it a label"))
+            labelling.add(None, problem="no .cls or .json of its key gives it a label")
             continue
         name, number, group = _label(archive, labels[key])
         if number is not None and numbers.setdefault(name, number) != number:
@@ -68,9 +71,9 @@ def by_keys(archive: Archive, images: list[Member], labels: dict[str, Member]) -
                 f"{labels[key].name} gives the class {name!r} another number than the files before it.",
                 code="bad_metadata",
             )
-        given.append(Given(image.name, image, name, group))
-    complete = len(numbers) == len({one.name for one in given if one.name is not None})
-    return numbered(given, "webdataset", numbers if complete and numbers else None)
+        labelling.add(name, group)
+    complete = len(numbers) == labelling.num_classes
+    return labelling.numbered("webdataset", numbers if complete and numbers else None)
 
 
 def _label(archive: Archive, member: Member) -> tuple[str | int, int | None, str | None]:

@@ -11,8 +11,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from service.datasets.archive import Member, MembersBuilder
 from service.datasets.decode import ImageRejected
-from service.datasets.members import Crowd, Member, checked_name
+from service.datasets.members import Crowd, checked_name
 from service.datasets.sample import MAX_RATIO, Limits
 from service.errors import InvalidUpload, TooLarge
 
@@ -40,8 +41,11 @@ class ZipArchive:
 
     def __init__(self, file: BinaryIO, limits: Limits) -> None:
         self._file = file
-        directory, self._directory_offset = _directory(file)
-        self.members = list(_members(directory, 4 * limits.max_images + CROWD_ALLOWED))
+        self._directory_offset, size = _directory(file)
+        found = MembersBuilder()
+        for member in _members(file, self._directory_offset, size, 4 * limits.max_images + CROWD_ALLOWED):
+            found.add(member)
+        self.members = found.built()
         self._refuse_overlaps()
 
     def read(self, member: Member, limit: int) -> bytes:
@@ -49,10 +53,10 @@ class ZipArchive:
 
     def _refuse_overlaps(self) -> None:
         """Members that share bytes unfold to far more than the file: each must end before the next begins."""
-        if not self.members:
+        if not len(self.members):
             return
-        begins = np.array([member.offset for member in self.members], np.uint64)
-        ends = begins + np.array([member.packed for member in self.members], np.uint64) + np.uint64(_LOCAL.size)
+        begins = self.members.offsets.astype(np.uint64)
+        ends = begins + self.members.packed.astype(np.uint64) + np.uint64(_LOCAL.size)
         order = np.argsort(begins, kind="stable")
         following = np.append(begins[order][1:], np.uint64(self._directory_offset))
         if (ends[order] > following).any():
@@ -95,8 +99,8 @@ def _broken(why: str) -> InvalidUpload:
     )
 
 
-def _directory(file: BinaryIO) -> tuple[bytes, int]:
-    """The bytes of the central directory and where it begins."""
+def _directory(file: BinaryIO) -> tuple[int, int]:
+    """(offset, bytes) of the central directory."""
     total = file.seek(0, 2)
     tail_offset = max(0, total - _END.size - MAX_COMMENT_BYTES)
     file.seek(tail_offset)
@@ -117,8 +121,7 @@ def _directory(file: BinaryIO) -> tuple[bytes, int]:
         raise _broken("its directory is not where its end says")
     if size > MAX_DIRECTORY_BYTES:
         raise TooLarge(f"The zip's directory is {size} bytes; at most {MAX_DIRECTORY_BYTES} are accepted.")
-    file.seek(offset)
-    return file.read(size), offset
+    return offset, size
 
 
 def _zip64(file: BinaryIO, end: int) -> tuple[int, int, int]:
@@ -135,25 +138,27 @@ def _zip64(file: BinaryIO, end: int) -> tuple[int, int, int]:
     return size, offset, where
 
 
-def _members(directory: bytes, most: int) -> Iterator[Member]:
-    place, count = 0, 0
-    crowd = Crowd()
-    while place < len(directory):
-        if directory[place : place + 4] != b"PK\x01\x02" or place + _ENTRY.size > len(directory):
+def _members(file: BinaryIO, begin: int, left: int, most: int) -> Iterator[Member]:
+    """Record by record: the directory is never whole in memory. `file` must not be read meanwhile."""
+    file.seek(begin)
+    count, crowd = 0, Crowd()
+    while left > 0:
+        record = file.read(_ENTRY.size)
+        if left < _ENTRY.size or len(record) < _ENTRY.size or not record.startswith(b"PK\x01\x02"):
             raise _broken("its directory is damaged")
         (
             _, _, _, flags, method, _, _, crc, packed, size, name_bytes, extra_bytes, comment_bytes, _, _, mode, offset
-        ) = _ENTRY.unpack_from(directory, place)  # fmt: skip
-        place += _ENTRY.size
-        raw = directory[place : place + name_bytes]
+        ) = _ENTRY.unpack(record)  # fmt: skip
+        rest = file.read(name_bytes + extra_bytes + comment_bytes)
+        left -= _ENTRY.size + len(rest)
+        if left < 0 or len(rest) < name_bytes + extra_bytes + comment_bytes:
+            raise _broken("its directory is damaged")
         if _FULL in (packed, size, offset):
-            extra = directory[place + name_bytes : place + name_bytes + extra_bytes]
-            size, packed, offset = _wide(extra, size, packed, offset)
-        place += name_bytes + extra_bytes + comment_bytes
+            size, packed, offset = _wide(rest[name_bytes : name_bytes + extra_bytes], size, packed, offset)
         count += 1
         if count > most:
             raise TooLarge(f"The archive holds over {most} files. Split it into several data sets.")
-        name = checked_name(_text(raw, flags))
+        name = checked_name(_text(rest[:name_bytes], flags))
         crowd.add(name, size)
         if name.endswith("/") or not name:
             continue
