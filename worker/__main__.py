@@ -19,6 +19,8 @@ from worker.gpus import see_one_gpu
 def main() -> None:
     # Threads that spin while they wait slow a shared machine tenfold, for each waits for the one that was put aside.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when the child loads torch
+    # Arrow's own allocator keeps what a job has freed: malloc gives large tables back to the system.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # read when the child loads pyarrow
     try:
         refuse_default_secrets(settings)
     except WinnowError as error:

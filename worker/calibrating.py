@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -55,6 +55,13 @@ class Scored:
         table = np.asarray(scores)
         return cls(table if table.ndim == 2 else table[:, None], labels)
 
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def at(self, places: slice | NDArray[np.intp]) -> Scored:
+        labels, groups = (None if each is None else each[places] for each in (self.labels, self.groups))
+        return Scored(self.scores[places], labels, groups)
+
     def labels_needed(self) -> NDArray[np.int64]:
         if self.labels is None:
             raise ValueError("calibration by class needs the labels of candidates and calibration images")
@@ -73,24 +80,33 @@ class Calibrated:
     whole: PanelTest | None  # exactly one of the two
     per_class: PerClassTest | None
 
-    def p_values(self, images: Scored) -> tuple[P, P]:
-        """Of the panel (k,), and of each detector (k, t). In parts: each image has its own, whatever the rest."""
-        joint, own = np.empty(len(images.scores)), np.empty(images.scores.shape)
-        for start in range(0, len(joint), IMAGES_AT_ONCE):
-            here = slice(start, start + IMAGES_AT_ONCE)
-            if self.per_class is not None:
-                found = self.per_class.p_values(images.scores[here], images.labels_needed()[here])
-            else:
-                assert self.whole is not None  # noqa: S101
-                found = self.whole.p_values(images.scores[here])
-            joint[here], own[here] = found
-        return joint, own
+    def p_values(self, images: Scored) -> P:
+        """Of the panel, (k,)."""
+        found = np.empty(len(images))
+        for here in _parts(len(images)):
+            found[here] = self._p_values(images.at(here))[0]
+        return found
 
-    def spoke(self, images: Scored, own: P, flagged: NDArray[np.bool_], level: float) -> NDArray[np.bool_]:
+    def own_p_values(self, images: Scored) -> P:
+        """Of each detector, (k, t). Asked for anew where they are needed: of a million images they are 8·t MB."""
+        return self._p_values(images)[1]
+
+    def spoke(self, images: Scored, flagged: NDArray[np.bool_], level: float) -> NDArray[np.bool_]:
         """The detectors that alone would have flagged each flagged image at `level`, and the most extreme, (n, t)."""
-        spoke = own <= self._levels(level, images.labels)
-        spoke[np.arange(len(own)), np.argmin(own / self.weights, axis=1)] = True
-        return np.asarray(spoke & flagged[:, None])
+        spoke = np.zeros(images.scores.shape, np.bool_)
+        for here in _parts(len(images)):
+            some = images.at(here)
+            own = self.own_p_values(some)
+            spoke[here] = own <= self._levels(level, some.labels)
+            spoke[here][np.arange(len(own)), np.argmin(own / self.weights, axis=1)] = True
+        spoke &= flagged[:, None]
+        return spoke
+
+    def _p_values(self, images: Scored) -> tuple[P, P]:
+        if self.per_class is not None:
+            return self.per_class.p_values(images.scores, images.labels_needed())
+        assert self.whole is not None  # noqa: S101
+        return self.whole.p_values(images.scores)
 
     def thresholds(self, level: float) -> P:
         """The scores beyond which each detector alone flags an image of any class at `level`, (t,); inf where none."""
@@ -107,6 +123,10 @@ class Calibrated:
             return self.per_class.levels(level, labels)
         assert self.whole is not None  # noqa: S101
         return self.whole.levels(level)
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(start, start + IMAGES_AT_ONCE) for start in range(0, count, IMAGES_AT_ONCE))
 
 
 def _lines(calibration: NDArray[np.float32], levels: P) -> P:

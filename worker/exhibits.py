@@ -49,7 +49,7 @@ def _of_the_filter(judgement: Judgement) -> Places:
 def _of_others(judgement: Judgement) -> Places:
     """Detector by detector, from the most suspicious to the least, so that each has its share of the places."""
     flagged = np.flatnonzero(judgement.flagged & ~judgement.spoke[:, 0])
-    own = np.where(judgement.spoke, judgement.own_p_values, np.inf)[flagged]
+    own = np.where(judgement.spoke[flagged], judgement.own_p_values(flagged), np.inf)
     leading = own.argmin(axis=1) if len(flagged) else np.empty(0, np.int64)
     score = judgement.candidates.scores[flagged, leading]
     return _spaced(flagged[np.lexsort((-score, leading))], OF_OTHERS)
@@ -71,5 +71,5 @@ def _reasons(judgement: Judgement, index: int) -> tuple[str, ...]:
     names = judgement.panel.names
     if len(names) == 1:
         return ()
-    own = np.where(judgement.spoke[index], judgement.own_p_values[index], np.inf)
+    own = np.where(judgement.spoke[index], judgement.own_p_values(np.array([index]))[0], np.inf)
     return tuple(names[place] for place in np.argsort(own, kind="stable")[: int(judgement.spoke[index].sum())])

@@ -27,7 +27,6 @@ class Judgement:
     reference: Scored  # the calibration images, as they were scored
     calibration: Scored  # the same, in the candidates' units where it calibrates on the candidates
     p_values: NDArray[np.float64]  # (n,), of the panel; of the filter alone under a threshold
-    own_p_values: NDArray[np.float64]  # (n, t), of each detector alone
     flagged: NDArray[np.bool_]  # (n,)
     spoke: NDArray[np.bool_]  # (n, t): the detectors that each flagged image owes its flag to, at least one
     rule: Rule
@@ -102,11 +101,15 @@ class Judgement:
         low, high = wilson_interval(count, self.num_calibration)
         return {"share": count / self.num_calibration, "low": low, "high": high, "n": self.num_calibration}
 
+    def own_p_values(self, places: slice | NDArray[np.intp]) -> NDArray[np.float64]:
+        """Of each detector alone, of the k candidates at those places, (k, t)."""
+        return self.test.own_p_values(self.candidates.at(places))
+
     def flags(self, scores: NDArray[np.float32], labels: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """Whether each of other images would be flagged, (k,). scores: (k, t), or (k,) of one detector."""
         given = Scored.of(scores, labels)
         if self.level is not None:
-            return np.asarray(self.test.p_values(given)[0] <= self.level)
+            return np.asarray(self.test.p_values(given) <= self.level)
         return np.asarray(given.scores[:, 0] > self.filter_threshold)
 
 
@@ -120,26 +123,25 @@ def judge(
     judged, reference = Scored.of(candidates), Scored.of(calibration)
     panel = panel or Detectors.unnamed(judged.scores.shape[1])
     test = calibrate(reference, judged, spec.calibration, panel)
-    p_values, own = test.p_values(judged)
     make = partial(
         Judgement,
         panel=panel,
         candidates=judged,
         reference=reference,
         calibration=test.calibration,
-        own_p_values=own,
         rate=spec.calibration.rate,
         maps=test.maps,
         test=test,
     )
     if spec.calibration.rate is None:
-        return _by_threshold(make, judged, own, test, spec.calibration)
+        return _by_threshold(make, judged, test, spec.calibration)
+    p_values = test.p_values(judged)
     rule: Rule = "conformal"
     level = spec.calibration.rate
     if spec.calibration.false_discovery_rate is not None:
         rule, level = "false_discovery", discoveries(p_values, level)
     flagged = np.asarray(p_values <= level)
-    spoke = test.spoke(judged, own, flagged, level)
+    spoke = test.spoke(judged, flagged, level)
     lines = test.thresholds(level)
     return make(p_values=p_values, flagged=flagged, spoke=spoke, rule=rule, level=level, thresholds=lines)
 
@@ -147,7 +149,6 @@ def judge(
 def _by_threshold(
     make: Callable[..., Judgement],
     judged: Scored,
-    own: NDArray[np.float64],
     test: Calibrated,
     given: CalibrationSpec,
 ) -> Judgement:
@@ -157,8 +158,10 @@ def _by_threshold(
     if given.infer_threshold is not None:
         rule = "inferred_threshold"
         line = infer_threshold(test.calibration.scores[:, 0], percentage=given.infer_threshold.percentage)
-    lines = np.array([line, *[np.inf] * (own.shape[1] - 1)], dtype=np.float64)
+    lines = np.array([line, *[np.inf] * (judged.scores.shape[1] - 1)], dtype=np.float64)
     flagged = np.asarray(judged.scores[:, 0] > float(lines[0]))
-    spoke = np.zeros(own.shape, dtype=bool)
+    spoke = np.zeros(judged.scores.shape, dtype=bool)
     spoke[:, 0] = flagged
-    return make(p_values=own[:, 0], flagged=flagged, spoke=spoke, rule=rule, level=None, thresholds=lines)
+    return make(
+        p_values=test.own_p_values(judged)[:, 0], flagged=flagged, spoke=spoke, rule=rule, level=None, thresholds=lines
+    )

@@ -7,6 +7,10 @@ import time
 from typing import Any
 
 from models.training import Stopped
+from service.allocator import give_back
+
+LONG_S = 1.0
+"""After a phase of so many seconds it is worth some milliseconds to give memory back."""
 
 
 class Progress:
@@ -34,7 +38,8 @@ class Progress:
         with self._lock:
             if phase not in self._shares:
                 raise ValueError(f"{phase!r} is not in the plan: {', '.join(self._shares)}")
-            self._close_phase()
+            if self._close_phase() > LONG_S:
+                give_back()
             self._phase, self._done, self._total, self._unit = phase, 0, 0, unit
         self.check()
         return PhaseWatch(self)
@@ -71,11 +76,14 @@ class Progress:
                 "fraction": round(fraction if self._phase else 0.0, 4),
             }
 
-    def _close_phase(self) -> None:
+    def _close_phase(self) -> float:
+        """How many seconds it took."""
         present = time.monotonic()
+        took = present - self._began
         if self._phase is not None:
-            self.seconds[self._phase] = round(self.seconds.get(self._phase, 0.0) + present - self._began, 3)
+            self.seconds[self._phase] = round(self.seconds.get(self._phase, 0.0) + took, 3)
         self._began = present
+        return took
 
 
 class PhaseWatch:

@@ -108,7 +108,7 @@ def _write_verdicts(context: Context, fitted: Fitted, judgement: Judgement, verd
                 p_values=judgement.p_values[here],
                 names=names,
                 scores=judgement.candidates.scores[here],
-                own_p=judgement.own_p_values[here],
+                own_p=judgement.own_p_values(here),
                 spoke=judgement.spoke[here],
                 first=start,
             )

@@ -42,3 +42,24 @@ def test_four_threads_at_once_take_so_many_arenas(how: str, least: int, most: in
         [sys.executable, "-c", COUNTED, how, f"{tmp_path}/info.xml"], capture_output=True, text=True, check=True
     )
     assert least <= int(found.stdout) <= most
+
+
+HELD = """
+from service.allocator import give_back
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+before = resident()
+pieces = [bytes(2000) for _ in range(100_000)]
+kept = pieces[::50]  # so that no end of the heap is free
+del pieces
+held = resident()
+assert give_back()
+print(held - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_what_was_freed_between_what_is_in_use_goes_back_to_the_system() -> None:
+    found = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    held, left = map(float, found.stdout.split())
+    assert held > 150 and left < held / 2

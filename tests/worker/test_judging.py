@@ -190,5 +190,5 @@ def test_a_threshold_judges_the_filter_alone() -> None:
     found = judge(scores, np.stack([CALIBRATION, CALIBRATION], axis=1), spec(threshold=0.9))
     assert found.flagged.tolist() == [False, True]
     assert found.spoke.tolist() == [[False, False], [True, False]]
-    assert found.p_values.tolist() == found.own_p_values[:, 0].tolist()
+    assert found.p_values.tolist() == found.own_p_values(slice(None))[:, 0].tolist()
     assert found.flags(scores).tolist() == [False, True]
