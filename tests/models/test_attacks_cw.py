@@ -24,7 +24,7 @@ def test_on_a_linear_model_the_change_is_the_distance_to_the_nearest_boundary() 
 
 
 def test_it_fools_and_survives_eight_bits_nearer_than_foolbox() -> None:
-    x, y = recognised(60)
+    x, y = recognised(30)
     model = fitted()
     x_adv = carlini_wagner(model, x, y, eps_linf=None)
     assert torch.equal(to_8bit(x_adv), x_adv)
