@@ -38,9 +38,10 @@ class Progress:
         with self._lock:
             if phase not in self._shares:
                 raise ValueError(f"{phase!r} is not in the plan: {', '.join(self._shares)}")
-            if self._close_phase() > LONG_S:
-                give_back()
+            took_s = self._close_phase()
             self._phase, self._done, self._total, self._unit = phase, 0, 0, unit
+        if took_s > LONG_S:
+            give_back()
         self.check()
         return PhaseWatch(self)
 

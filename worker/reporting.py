@@ -10,6 +10,7 @@ from typing import Any
 from models.panel.detectors import MODULES
 from models.specs import EvaluateSpec
 from service.datasets import repository as datasets
+from service.jobs.verdicts import Verdicts
 from worker.context import Context
 from worker.exhibits import gallery
 from worker.fitting import Fitted, filter_phase
@@ -28,7 +29,6 @@ from worker.reports.sanitise import (
 )
 from worker.reports.sanitise_panel_words import FILTER_BLIND_TO, FILTER_SEES
 from worker.subject import Subject, Trial
-from worker.treating import Verdicts
 
 
 def write_sanitise(

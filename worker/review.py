@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -20,13 +22,11 @@ from service.datasets.shards import ShardReader
 from service.errors import UnusableDataset
 from service.jobs import artifacts, overrides
 from service.jobs.overrides import Decision, Standing
-from service.jobs.verdict_pages import Orders, VerdictPages
-from service.jobs.verdicts import Verdict
+from service.jobs.verdicts import Verdict, Verdicts
 from service.tables import DatasetVersion, Job
 from worker.context import Context, Outcome
 from worker.datasets import open_version
 from worker.lineage import reviewed_by
-from worker.treating import Verdicts
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +67,8 @@ def run(context: Context) -> Outcome:
 def _read(context: Context) -> Reviewed:
     job = reviewed_by(context, context.claim.inputs["job"])
     stands, made = context.patiently(partial(_decided, context, job.id))
-    pages = VerdictPages(context.storage, artifacts.verdicts_key(job), Orders())
-    coded = pages.column("verdict").combine_chunks().dictionary_encode()
+    with closing(context.storage.open(artifacts.verdicts_key(job))) as file:
+        coded = pq.ParquetFile(file).read(["verdict"])["verdict"].combine_chunks().dictionary_encode()
     verdicts = np.array(coded.dictionary.to_pylist(), dtype=object)[coded.indices.to_numpy()]
     numbers = stands.over(len(verdicts))
     standing = {number: made[number] for number in np.unique(numbers[numbers > 0]).tolist()}

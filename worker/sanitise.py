@@ -13,7 +13,7 @@ from models.training import Watch
 from service.datasets import repository as datasets
 from service.datasets.shard_writing import Written
 from service.datasets.shards import ShardReader
-from service.jobs.verdicts import ROWS_A_PART, Verdict, VerdictTable, write_parts
+from service.jobs.verdicts import ROWS_A_PART, Verdict, Verdicts, VerdictTable, write_parts
 from worker import scoring
 from worker.artifacts import FilterArtifacts, save_filter
 from worker.calibrating import Detectors, Scored
@@ -27,7 +27,7 @@ from worker.reporting import write_sanitise
 from worker.score_steps import score_by_steps
 from worker.sets import Sets, open_sets
 from worker.suspects import suspicious_reference
-from worker.treating import Treatment, Verdicts, write_version
+from worker.treating import Treatment, write_version
 
 PANEL_PHASES = {"believing": 25.0, "checking": 35.0}
 

@@ -11,14 +11,11 @@ from numpy.typing import NDArray
 from models.images import Images
 from models.specs import PolicySpec
 from service.datasets.shard_writing import ShardWriter, Written
-from service.jobs.verdicts import Verdict
+from service.jobs.verdicts import Verdict, Verdicts
 from worker.context import Context
 from worker.examiner import Listing
 from worker.fitting import Fitted
 from worker.judging import Judgement
-
-Verdicts = NDArray[np.object_]
-"""Of each image the value of its `Verdict`, (n,): references to three strings."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,9 +81,6 @@ class Members:
     def __iter__(self) -> Iterator[Member]:
         return self.between(0, len(self))
 
-    def __getitem__(self, place: int) -> Member:
-        return next(self.between(place, place + 1))
-
     def between(self, start: int, stop: int) -> Iterator[Member]:
         """Those places from `start` up to `stop`, as far as there are any."""
         for at in range(start, min(stop, len(self)), AT_ONCE):

@@ -109,8 +109,8 @@ def write_contents(storage: Storage, prefix: str, upload: EncodedUpload, key: st
                 shutil.copyfileobj(upload.archive.unpacked, file, 1024 * 1024)
     if not storage.exists(contents.table):
         with storage.writing(contents.table) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as table:
-            for start in range(0, len(upload.entries), share):
-                columns = zip(*map(_row, upload.entries.between(start, start + share)), strict=True)
+            for start in range(0, len(upload.labelled), share):
+                columns = zip(*map(_row, upload.labelled.between(start, start + share)), strict=True)
                 arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
                 table.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), row_group_size=share)
     return contents

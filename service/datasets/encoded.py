@@ -26,7 +26,7 @@ class EncodedUpload:
         self.source_format = f"{labelled.form}-{archive.kind}"
         self.classes = labelled.classes
         self.num_samples = len(labelled)
-        self.entries = labelled
+        self.labelled = labelled
 
     def layout(self) -> Layout | None:
         """Only decoding tells."""
@@ -34,7 +34,7 @@ class EncodedUpload:
 
     def samples(self, start: int = 0, stop: int | None = None) -> Iterator[Sample]:
         limit = self._limits.max_image_bytes
-        some = self.entries.between(start, self.num_samples if stop is None else stop)
+        some = self.labelled.between(start, self.num_samples if stop is None else stop)
         return (sample_of(entry, lambda member: self.archive.read(member, limit)) for entry in some)
 
     def pixels(self, sample: Sample, *, size: int, channels: int) -> NDArray[np.uint8]:
@@ -56,7 +56,7 @@ def sample_of(entry: Entry, read: Callable[[Member], bytes]) -> Sample:
 def _labelled(archive: Archive, limits: Limits, split: str | None) -> Labelled:
     """Tables of labels first, then keys with label files, then folders."""
     images = chosen(images_of(archive.members), split)
-    if len(images) > limits.max_images or int(images.sizes.sum()) > limits.max_unpacked_bytes:
+    if len(images) > limits.max_images or images.sizes.sum(dtype=np.float64) > limits.max_unpacked_bytes:
         raise too_much(limits.max_images, limits.max_unpacked_bytes)
     tables = metadata.tables_of(archive.members)
     metadata.check_sizes(tables, len(images))

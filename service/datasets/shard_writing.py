@@ -90,7 +90,7 @@ class PartWriter:
 
 
 class VersionWriter:
-    """Manifest and index over parts that follow each other. The manifest is there once the block has ended well."""
+    """Manifest and index over parts that follow each other: there once it is closed, not where the block fails."""
 
     def __init__(self, storage: Storage, prefix: str, num_classes: int) -> None:
         self._storage, self._prefix = storage, prefix
@@ -111,6 +111,8 @@ class VersionWriter:
         self._files.__exit__(kind, error, trace)
 
     def add(self, part: Part) -> None:
+        if not part.rows.num_rows:
+            return
         for label, sample_id, pixels in zip(
             *(part.rows[name].to_pylist() for name in ("label", "sample_id", "pixels")), strict=True
         ):

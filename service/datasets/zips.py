@@ -59,7 +59,8 @@ class ZipArchive:
         ends = begins + self.members.packed.astype(np.uint64) + np.uint64(_LOCAL.size)
         order = np.argsort(begins, kind="stable")
         following = np.append(begins[order][1:], np.uint64(self._directory_offset))
-        if (ends[order] > following).any():
+        beyond = self.members.packed > self._directory_offset - self.members.offsets  # where `ends` may wrap
+        if (ends[order] > following).any() or beyond.any():
             raise TooLarge("Files in the zip overlap each other. Nothing was kept.", code="archive_bomb")
 
 

@@ -50,6 +50,10 @@ class Verdict(StrEnum):
     QUARANTINE = "quarantine"
 
 
+Verdicts = NDArray[np.object_]
+"""Of each image the value of its `Verdict`, (n,): references to three strings."""
+
+
 def schema(names: Sequence[str]) -> pa.Schema:
     own = [(f"{kind}{name}", pa.float64()) for name in names for kind in (SCORE, OWN_P)]
     return pa.schema([*FIRST, *own, ("reasons", pa.list_(pa.string()))])

@@ -25,6 +25,9 @@ from service.tenancy import ROOT
 
 VERSIONS = ("datasets", "models")
 
+LONGEST_WRITE = timedelta(days=1)
+"""A manifest is open for as long as its job writes, and hardly grows while images are slow."""
+
 
 @dataclass
 class Unit:
@@ -85,7 +88,7 @@ def collect(database: Database, storage: Storage, settings: Settings, *, dry_run
             found.append(unit)
         if not unit.why and _is_shared(unit.prefix, references):
             found += [each for each in _superseded(storage, unit.prefix) if each.newest and each.newest < old]
-    left = [entry for entry in storage.unfinished() if entry.modified < old]
+    left = [entry for entry in storage.unfinished() if entry.modified < min(old, now() - LONGEST_WRITE)]
     found += [Unit(each.key, "a write that was never finished", 1, each.size, each.modified) for each in left]
     if not dry_run:
         for unit in found:

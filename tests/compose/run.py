@@ -53,6 +53,18 @@ class Cluster:
             )
         return done.stdout
 
+    def clear(self) -> None:
+        """Nothing of the project is left. Not every engine's `down` knows the containers that --scale has made."""
+        mine = f"label=com.docker.compose.project={PROJECT}"
+        listed = subprocess.run([*ENGINE, "ps", "--all", "--quiet", "--filter", mine], capture_output=True, text=True)
+        if made := listed.stdout.split():
+            subprocess.run([*ENGINE, "rm", "--force", *made], capture_output=True)
+        self.compose("down", "--volumes", "--timeout", "5", check=False)
+        volumes = subprocess.run([*ENGINE, "volume", "ls", "--quiet"], capture_output=True, text=True).stdout.split()
+        left = [name for name in volumes if name.startswith(f"{PROJECT}_")]
+        if left:
+            raise RuntimeError(f"volumes of {PROJECT} cannot be removed: {', '.join(left)}")
+
     def inside(self, *command: str) -> str:
         return self.compose("exec", "-T", "gateway", *command)
 
@@ -67,13 +79,14 @@ def say(line: str) -> None:
 
 def main() -> None:
     cluster = Cluster()
+    cluster.clear()  # what a run that was itself killed has left, with secrets of its own
     try:
         run(cluster)
     except BaseException:
         print(cluster.compose("logs", "--tail", "30", check=False), file=sys.stderr)
         raise
     finally:
-        cluster.compose("down", "--volumes", "--timeout", "5", check=False)
+        cluster.clear()
         say("taken down")
 
 

@@ -315,6 +315,27 @@ def test_zip_members_that_overlap_are_refused() -> None:
     assert code_of(bytes(data)) == "archive_bomb"
 
 
+def with_forged(data: bytes, claims: list[tuple[int, int, int]]) -> bytes:
+    """The zip with more entries in its directory, of 64-bit numbers: size, packed size, offset."""
+    end = data.rfind(b"PK\5\6")
+    count, size, offset = struct.unpack_from("<H2L", data, end + 10)
+    entries = b""
+    for number, claim in enumerate(claims):
+        name, extra = b"b/%d.png" % number, struct.pack("<HHQQQ", 1, 24, *claim)
+        fixed = (b"PK\1\2", 45, 45, 0, 0, 0, 0, 0, 2**32 - 1, 2**32 - 1, len(name), len(extra), 0, 0, 0, 0, 2**32 - 1)
+        entries += struct.pack("<4s6H3L5H2L", *fixed) + name + extra
+    count += len(claims)
+    tail = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size + len(entries), offset, 0)
+    return data[: offset + size] + entries + tail
+
+
+def test_sizes_near_the_largest_number_do_not_add_up_to_a_small_one() -> None:
+    data, most = zip_of({"a/1.png": FILES[0], "b/2.png": FILES[1]}), 2**63 - 1
+    assert len(read(with_forged(data, []))[1]) == 2
+    assert code_of(with_forged(data, [(most, most, most), (most - 5000, most, most)])) == "archive_bomb"
+    assert code_of(with_forged(data, [(most, most, 0), (most, most, most)])) == "archive_bomb"
+
+
 def test_a_zip_that_lies_about_its_names_is_refused() -> None:
     data = bytearray(zip_of({"ä/1.png": FILES[0], "b/2.png": FILES[1]}))
     assert code_of(bytes(data.replace("ä".encode(), b"\xff\xfe"))) == "bad_name"
