@@ -11,9 +11,10 @@ from safetensors.numpy import save as save_tensors
 
 from models.filtering import CrossFilter, Filter
 from models.panel.packing import pack_panel, unpack_panel
-from worker.examiner import Examiner, Listing
+from worker.examiner import Examiner, Labels, Listing
 
 NOTES = "notes"
+LISTED = ("labels", "folds", "rows")
 
 
 def pack_examiner(examiner: Examiner, listing: Listing) -> bytes:
@@ -28,7 +29,7 @@ def pack_examiner(examiner: Examiner, listing: Listing) -> bytes:
     if examiner.panel is not None:
         own, notes["panel"] = pack_panel(examiner.panel)
         arrays |= {f"panel.{name}": value for name, value in own.items()}
-    arrays |= {f"listing.{name}": getattr(listing, name) for name in ("labels", "folds", "rows")}
+    arrays |= {f"listing.{name}": _narrow(getattr(listing, name)) for name in LISTED}
     arrays[NOTES] = np.frombuffer(json.dumps(notes, sort_keys=True).encode(), np.uint8)
     return save_tensors(arrays)
 
@@ -46,8 +47,13 @@ def unpack_examiner(data: bytes) -> tuple[Examiner, Listing]:
             image_shape=filters[0].image_shape,
             reconstruct=crossed.reconstruct,
         )
-    listing = Listing(arrays["listing.labels"], arrays["listing.folds"], arrays["listing.rows"])
-    return Examiner(crossed, panel), listing
+    labels, folds, rows = (arrays[f"listing.{name}"].astype(np.int64) for name in LISTED)
+    return Examiner(crossed, panel), Listing(labels, folds, rows)
+
+
+def _narrow(numbers: Labels) -> NDArray[np.unsignedinteger]:
+    """In as few bytes as they need: of a million images, 7 MB instead of 24. They are not negative."""
+    return numbers.astype(np.min_scalar_type(numbers.max(initial=0)))
 
 
 def _under(arrays: dict[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
