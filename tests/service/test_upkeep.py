@@ -154,6 +154,19 @@ def test_an_upload_stays_as_long_as_its_job_may_be_retried(
     assert removed(database, storage, settings) == ["uploads/nobody", "uploads/old"]
 
 
+def test_a_write_that_may_still_go_on_stays_however_little_is_kept(
+    database: Database, storage: LocalStorage, settings: Settings
+) -> None:
+    hasty = settings.model_copy(update={"keep_unreferenced_hours": 1.0})
+    manifest = settings.storage / "datasets" / ".partial-manifest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_bytes(b"")
+    for hours, left in ((5, True), (25, False)):
+        age(settings, "datasets/.partial-manifest", timedelta(hours=hours))
+        collect(database, storage, hasty, dry_run=False)
+        assert manifest.exists() is left
+
+
 def test_what_is_young_stays_whatever_it_is(database: Database, storage: LocalStorage, settings: Settings) -> None:
     storage.write("uploads/just-arriving", b"x")
     (settings.storage / "uploads" / ".partial-young").write_bytes(b"x")
