@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable
 
@@ -10,8 +11,10 @@ from fastapi import FastAPI
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.api.inference.turning_away import refusal
+from service.api.inference.admitting import admitted
+from service.api.inference.infer import PLACE
 from service.api.problems import problem
+from service.serving.admission import Place
 from service.settings import Settings
 
 GRACE_SECONDS = 5
@@ -25,13 +28,14 @@ class Connection(HttpToolsProtocol):
     It refuses a request line and headers of more than MOST_HEAD_BYTES, give or take one read: the parser has no end.
     What is no HTTP never comes to the application, and is answered in its form all the same. When the server stops, a
     request that is on its way over an idle connection is still answered, if it comes within IDLE_SECONDS. Inference is
-    refused here while there is no place for it.
+    let in or refused here.
     """
 
     _in_head = False
     _head_bytes = 0
     _leaving = False
-    _refusal: Response | None = None  # of the request that is being read
+    _refusal: bytes | None = None  # of the request that is being read
+    _place: Place | None = None  # of the request that is being answered
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -53,9 +57,12 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         if self._idle() and self.parser.get_method() == b"POST":
             path = self.url.partition(b"?")[0].decode("ascii", "replace")
-            self._refusal = refusal(self.config.app.state, path, self.headers)  # type: ignore[union-attr]
-        if self._refusal is not None:
-            return
+            given = admitted(self.config.app.state, path, self.headers)  # type: ignore[union-attr]
+            if isinstance(given, bytes):
+                self._refusal = given
+                return
+            self._place = given
+            self.scope["state"][PLACE] = given
         super().on_headers_complete()
         if self._leaving and self.cycle is not None:
             self.cycle.keep_alive = False
@@ -69,10 +76,18 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
             return
         answer, self._refusal = self._refusal, None
-        self.transport.write(_as_http(answer))
+        self.transport.write(answer)
         if self._leaving or self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive():
             self.transport.close()
         self.on_response_complete()
+
+    def on_response_complete(self) -> None:
+        self._leave()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        super().connection_lost(exc)
 
     def shutdown(self) -> None:
         if self._idle():
@@ -84,6 +99,12 @@ class Connection(HttpToolsProtocol):
     def _close_if_idle(self) -> None:
         if self._idle():
             self.transport.close()
+
+    def _leave(self) -> None:
+        """A request that was refused on its way has not given its place back."""
+        place, self._place = self._place, None
+        if place is not None:
+            place.leave()
 
     def _idle(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)
@@ -118,6 +139,11 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         return cls(config, on_stop=app.state.feeds.close)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what was imported stays: to go through it again would hold up an answer by tens of milliseconds
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_stop()

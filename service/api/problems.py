@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -57,7 +58,12 @@ log = structlog.get_logger()
 
 
 def status_of(error: errors.WinnowError) -> int:
-    return next((status for kind, status in STATUS_OF if isinstance(error, kind)), 500)
+    return _status(type(error))
+
+
+@lru_cache(maxsize=None)
+def _status(kind: type[errors.WinnowError]) -> int:
+    return next((status for branch, status in STATUS_OF if issubclass(kind, branch)), 500)
 
 
 def problem(status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **extra: Any) -> Response:

@@ -6,8 +6,9 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from service.errors import WinnowError
 from service.serving.errors import QueueFull, TenantQueueFull
@@ -16,6 +17,28 @@ SMOOTHING = 0.1  # weight of the newest request in the running mean
 LONGEST_RETRY_SECONDS = 30
 REMEMBERED_SECONDS = 2.0
 """How long a tenant that came counts as one that wants a share of the places."""
+
+
+class Place:
+    """One request's place in house, from when it is let in until it leaves or the block ends."""
+
+    def __init__(self, gate: Gate, tenant: str, since: float) -> None:
+        self._gate: Gate | None = gate
+        self.tenant, self._since = tenant, since
+
+    def leave(self) -> None:
+        """Only once is there something to give back."""
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate._give_back(self.tenant, self._since)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.leave()
 
 
 class Gate:
@@ -38,31 +61,25 @@ class Gate:
     def inside(self) -> int:
         return self._total
 
-    @contextmanager
-    def enter(self, tenant: str = "") -> Iterator[None]:
-        """Hold a place for the block. Raises QueueFull or TenantQueueFull, with the seconds to come back in."""
-        began = self._clock()
-        with self._lock:
-            refused = self._take(tenant, began)
-        if refused is not None:
-            for tell in self.refusals:
-                tell(tenant, refused)
-            raise refused
-        try:
-            yield
-        finally:
-            self._give_back(tenant, self._clock() - began)
+    def enter(self, tenant: str = "") -> Place:
+        """Raises QueueFull or TenantQueueFull, with the seconds to come back in."""
+        place = self.ask(tenant)
+        if isinstance(place, Place):
+            return place
+        raise place
 
-    def turn_away(self, tenant: str = "") -> WinnowError | None:
-        """The refusal where there is no place at all; None where `enter` is to be asked."""
+    def ask(self, tenant: str = "") -> Place | QueueFull | TenantQueueFull:
+        """As `enter`; what would be raised is handed back, for those who have no time to raise it."""
+        present = self._clock()
         with self._lock:
-            refused = self._take(tenant, self._clock()) if self._total >= self._places else None
-        if refused is not None:
-            for tell in self.refusals:
-                tell(tenant, refused)
+            refused = self._take(tenant, present)
+        if refused is None:
+            return Place(self, tenant, present)
+        for tell in self.refusals:
+            tell(tenant, refused)
         return refused
 
-    def _take(self, tenant: str, present: float) -> WinnowError | None:
+    def _take(self, tenant: str, present: float) -> QueueFull | TenantQueueFull | None:
         self._came[tenant] = present
         if self._total >= self._places:
             return QueueFull(
@@ -88,7 +105,8 @@ class Gate:
     def _retry_after(self) -> int:
         return min(max(math.ceil(self._mean_seconds or 0.0), 1), LONGEST_RETRY_SECONDS)
 
-    def _give_back(self, tenant: str, seconds: float) -> None:
+    def _give_back(self, tenant: str, since: float) -> None:
+        seconds = self._clock() - since
         with self._lock:
             self._total -= 1
             self._inside[tenant] -= 1

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.abstention import AbstentionCalibration, Reason, uncertainty_of
 from models.calibration import samples_needed
+from models.reliability import at_temperature
 from service.registry.bundle import SERVED
 from service.registry.samples import Parity
 from service.serving.batches import Images, Told, calls, padded, probe_images, trusted_sizes
@@ -24,11 +25,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """Of n images, all that does not depend on α. mean_probabilities (n, c), first (n,) which test speaks loudest,
-    the rest (n,); by_class: the p-values among the calibration images of the same answer, where the model decides so.
+    """Of n images, all that does not depend on α. probabilities (n, c) at the calibration's temperature, first (n,)
+    which test speaks loudest, the rest (n,); by_class: the p-values among the calibration images of the same answer,
+    where the model decides so.
     """
 
-    mean_probabilities: Floats
+    probabilities: NDArray[np.float32]
     index: NDArray[np.int64]
     whole: Floats
     by_class: Floats | None
@@ -106,8 +108,9 @@ class Calling:
         table = np.stack([np.asarray(columns[reason], np.float64) for reason in self.calibration.reasons], axis=1)
         whole, each = self.calibration.test.p_values(table)
         index = unsure.mean_probabilities.argmax(axis=1).astype(np.int64)
+        told = at_temperature(unsure.mean_probabilities, self.calibration.temperature)
         return Judged(
-            mean_probabilities=unsure.mean_probabilities,
+            probabilities=told.astype(np.float32),
             index=index,
             whole=whole,
             by_class=self.calibration.class_p_values(table, index) if self.calibration.per_class else None,
@@ -142,9 +145,9 @@ class Calling:
         judged = alone.judge(images)
         if not judged.finite.all():
             raise ModelFault(f"{SERVED} answers numbers that are not finite.")
-        if not np.allclose(judged.mean_probabilities.sum(axis=1), 1, atol=1e-3):
+        if not np.allclose(judged.probabilities.sum(axis=1), 1, atol=1e-3):
             raise ModelFault(f"{SERVED} answers numbers that are no probabilities: they do not sum to 1.")
-        said = (judged.mean_probabilities, judged.whole, judged.entropy, judged.mutual_information, judged.kl)
+        said = (judged.probabilities, judged.whole, judged.entropy, judged.mutual_information, judged.kl)
         return np.column_stack([*said, *alone._run(images).values()])
 
 

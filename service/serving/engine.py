@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,12 +14,12 @@ from service.errors import WinnowError
 from service.references import ModelRef, parse_model_ref
 from service.registry.bundle import load
 from service.registry.repository import resolve
-from service.serving.admission import Gate
+from service.serving.admission import Gate, Place
 from service.serving.answers import DEFAULTS, Answers, Observed, Options, Prediction
 from service.serving.batcher import Batcher
 from service.serving.batches import Images
 from service.serving.calling import Calling
-from service.serving.errors import BadImages, EngineClosed
+from service.serving.errors import BadImages, EngineClosed, QueueFull, TenantQueueFull
 from service.serving.inputs import Source
 from service.serving.loaded import Key, Loaded
 from service.serving.routes import Place, Routes
@@ -93,7 +92,7 @@ class Engine:
             pool.shutdown(wait=True, cancel_futures=True)
         self._loaded.clear()
 
-    def admit(self, *, tenant: str = DEFAULT) -> AbstractContextManager[None]:
+    def admit(self, *, tenant: str = DEFAULT) -> Place:
         """A place for one request, from before its body is read until its answer is made.
 
         Raises QueueFull, TenantQueueFull or EngineClosed.
@@ -102,9 +101,9 @@ class Engine:
             raise _closed()
         return self._gate.enter(tenant)
 
-    def turn_away(self, *, tenant: str = DEFAULT) -> WinnowError | None:
-        """The refusal where no request has a place; None where `admit` is to be asked."""
-        return self._gate.turn_away(tenant)
+    def ask_for_place(self, *, tenant: str = DEFAULT) -> Place | QueueFull | TenantQueueFull | EngineClosed:
+        """As `admit`; what it would raise is handed back."""
+        return _closed() if self._closed else self._gate.ask(tenant)
 
     async def infer(
         self,

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from models.abstention import AbstentionCalibration, Reason, calibrate_abstention, dropout_masks
 from models.calibration import AlphaTooSmall, check_alpha
-from models.reliability import at_temperature
 from service.references import ModelRef
 from service.registry.bundle import HEAD, REFORMED, SERVED, Bundle
 from service.serving.answers import Answers, Options, Timing
@@ -122,7 +121,7 @@ class Served:
             bundle=self.bundle,
             alpha=alpha,
             classes=self.classes,
-            probabilities=at_temperature(judged.mean_probabilities, calling.calibration.temperature).astype(np.float32),
+            probabilities=judged.probabilities,
             index=judged.index,
             abstained=abstained,
             reason=reason,

@@ -231,7 +231,7 @@ def test_sizes_are_padded_to_where_they_must_be(storage: LocalStorage) -> None:
     calling = served.make_calling(served.how(Options()))
     at_16, at_1 = (replace(calling, sizes=(size,)).judge(images) for size in (16, 1))
     assert len(at_16.index) == 37
-    np.testing.assert_allclose(at_16.mean_probabilities, at_1.mean_probabilities, atol=1e-6)
+    np.testing.assert_allclose(at_16.probabilities, at_1.probabilities, atol=1e-6)
 
 
 # What a request may choose

@@ -124,6 +124,27 @@ def test_only_the_culprit_of_a_call_that_fails_fails(served: Served, batcher: Ba
     assert batcher.computing == 0, "every slot came back"
 
 
+def test_calls_follow_each_other_while_the_event_loop_is_busy(served: Served, batcher: Batcher) -> None:
+    calling = slow(served)
+    ask = asker(batcher, served, calling)
+    images, _ = clean_images(1 + 4 * 16, seed=8)
+
+    async def run() -> list[int]:
+        first = asyncio.create_task(ask(images[:1]))
+        await asyncio.sleep(0.01)
+        others = [asyncio.create_task(ask(images[i : i + 1])) for i in range(1, len(images))]
+        await asyncio.sleep(0.01)
+        calling.gate.set()
+        until = time.monotonic() + 10
+        while len(calling.sizes_seen) < 5 and time.monotonic() < until:
+            time.sleep(0.001)  # noqa: ASYNC251 - the loop is to be busy
+        seen = list(calling.sizes_seen)
+        await asyncio.gather(first, *others)
+        return seen
+
+    assert asyncio.run(run()) == [1, 16, 16, 16, 16]
+
+
 def test_who_cannot_be_answered_in_time_is_told_so_and_costs_nothing(served: Served, batcher: Batcher) -> None:
     calling = slow(served)
     ask = asker(batcher, served, calling)
@@ -151,7 +172,9 @@ def test_who_goes_away_leaves_the_queue(served: Served, batcher: Batcher) -> Non
     images, _ = clean_images(3, seed=4)
 
     async def run() -> None:
-        first, second, third = (asyncio.create_task(ask(images[i : i + 1])) for i in range(3))
+        first = asyncio.create_task(ask(images[:1]))
+        await asyncio.sleep(0.01)
+        second, third = (asyncio.create_task(ask(images[i : i + 1])) for i in (1, 2))
         await asyncio.sleep(0.01)
         second.cancel()
         await asyncio.sleep(0)
@@ -173,7 +196,9 @@ def test_one_tenants_many_do_not_crowd_out_anothers_few(served: Served, batcher:
         order.append(tenant)
 
     async def run() -> None:
-        tasks = [asyncio.create_task(noted("greedy")) for _ in range(60)]
+        tasks = [asyncio.create_task(noted("greedy"))]
+        await asyncio.sleep(0.01)
+        tasks += [asyncio.create_task(noted("greedy")) for _ in range(60)]
         await asyncio.sleep(0.01)
         tasks += [asyncio.create_task(noted("shy")) for _ in range(4)]
         await asyncio.sleep(0.01)
@@ -211,14 +236,17 @@ def test_closing_answers_what_is_computed_and_fails_what_waits(served: Served) -
     images, _ = clean_images(2, seed=7)
 
     async def run() -> None:
-        first, second = asyncio.create_task(ask(images[:1])), asyncio.create_task(ask(images[1:]))
+        first = asyncio.create_task(ask(images[:1]))
         await asyncio.sleep(0.01)
-        calling.gate.set()
-        await asyncio.to_thread(batcher.close)
-        assert (await first).model == "tiny@1"
+        second = asyncio.create_task(ask(images[1:]))
+        await asyncio.sleep(0.01)
+        closing = asyncio.create_task(asyncio.to_thread(batcher.close))
         for pending in (second, asyncio.create_task(ask(images[1:]))):
             with pytest.raises(EngineClosed):
                 await pending
+        calling.gate.set()
+        await closing
+        assert (await first).model == "tiny@1"
 
     asyncio.run(run())
 

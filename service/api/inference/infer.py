@@ -28,6 +28,8 @@ BODY_SECONDS = 60.0
 SMALL_BYTES = 128 * 1024
 """Bodies up to this size are taken apart on the event loop: a thread would take longer to come."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
+PLACE = "place"
+"""In the scope's state, where the request was let in as soon as its head was read."""
 
 
 class Infer:
@@ -56,7 +58,7 @@ async def _answered(scope: Scope, receive: Receive) -> tuple[bytes, int | None]:
     reference = model_of(told["model"], told.get("version"))
     state: State = scope["app"].state
     engine: Engine = state.engine
-    with engine.admit(tenant=key.tenant):
+    with scope["state"].pop(PLACE, None) or engine.admit(tenant=key.tenant):
         began = time.monotonic()
         asked = await _read(Headers(scope=scope), receive, state)
         deadline = None if asked.timeout_s is None else began + asked.timeout_s
