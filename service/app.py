@@ -30,6 +30,7 @@ from service.api import (
     webhooks,
 )
 from service.api.inference import describing, infer
+from service.api.inference.express import Gateway
 from service.api.known_keys import KnownKeys
 from service.api.openapi import described
 from service.db import Database
@@ -37,6 +38,7 @@ from service.events.feeds import Feeds
 from service.jobs.overrides import Standings
 from service.jobs.queue import Doorbell, celery_app
 from service.jobs.verdict_pages import Orders
+from service.limits import Buckets
 from service.logs import configure_logs
 from service.serving.engine import Engine
 from service.serving.production import Production
@@ -71,7 +73,7 @@ PARTS = (
 """What has routes; of two that fit a path the first is taken."""
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> Gateway:
     """The gateway over an existing, migrated database."""
     database = Database.open(settings.database_url)
     storage = open_storage(settings)
@@ -92,10 +94,9 @@ def create_app(settings: Settings) -> FastAPI:
         production.close()
         database.close()
 
-    app = FastAPI(title="Winnow", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app = Gateway(title="Winnow", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     app.state.storage = storage
     _keep(app, settings, database, doorbell, engine, production)
-    app.add_middleware(infer.Shortcut)
     app.add_middleware(access.Keys)
     app.add_middleware(access.RequestIds)
     app.add_middleware(metrics.Measured)  # added last, so met first
@@ -118,6 +119,7 @@ def _keep(
     app.state.drift, app.state.statistics = production.drift, production.statistics
     app.state.sampler = production.sampler
     app.state.known_keys = KnownKeys()
+    app.state.buckets = Buckets()
     app.state.orders = Orders()
     app.state.standings = Standings()
     app.state.feeds = Feeds(database, most_listeners=settings.most_listeners)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 
 import structlog
@@ -106,9 +107,14 @@ def authenticate(database: Database, key: str | None) -> ApiKey:
 
 def may(key: ApiKey, scopes: Iterable[Scope]) -> bool:
     """Whether the key has one of these scopes."""
-    of_all_tenants = {Scope.OPERATOR} if key.tenant != DEFAULT else set()
-    implied = set(Scope) if Scope.ADMIN in key.scopes else set(map(Scope, key.scopes))
-    return not (implied - of_all_tenants).isdisjoint(scopes)
+    return not _implied(tuple(key.scopes), key.tenant == DEFAULT).isdisjoint(scopes)
+
+
+@lru_cache(maxsize=1024)
+def _implied(own: tuple[str, ...], of_default: bool) -> frozenset[Scope]:
+    """What these scopes of a key allow; only a key of the default tenant can be about all tenants."""
+    implied = frozenset(Scope) if Scope.ADMIN in own else frozenset(map(Scope, own))
+    return implied if of_default else implied - {Scope.OPERATOR}
 
 
 def check_scopes(key: ApiKey, scopes: Iterable[Scope]) -> None:

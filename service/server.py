@@ -12,9 +12,9 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.inference.admitting import admitted
-from service.api.inference.infer import PLACE
+from service.api.inference.infer import ADMISSION
 from service.api.problems import problem
-from service.serving.admission import Place
+from service.serving.admission import Admission
 from service.settings import Settings
 
 GRACE_SECONDS = 5
@@ -35,7 +35,7 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _leaving = False
     _refusal: bytes | None = None  # of the request that is being read
-    _place: Place | None = None  # of the request that is being answered
+    _admission: Admission | None = None  # of the request that is being answered
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -61,8 +61,8 @@ class Connection(HttpToolsProtocol):
             if isinstance(given, bytes):
                 self._refusal = given
                 return
-            self._place = given
-            self.scope["state"][PLACE] = given
+            self._admission = given
+            self.scope["state"][ADMISSION] = given
         super().on_headers_complete()
         if self._leaving and self.cycle is not None:
             self.cycle.keep_alive = False
@@ -102,9 +102,9 @@ class Connection(HttpToolsProtocol):
 
     def _leave(self) -> None:
         """A request that was refused on its way has not given its place back."""
-        place, self._place = self._place, None
-        if place is not None:
-            place.leave()
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.leave()
 
     def _idle(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)

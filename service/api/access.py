@@ -75,11 +75,14 @@ class RequestIds:
             try:
                 await self._app(scope, receive, tagged)
             finally:
-                took_ms = round((time.monotonic() - began) * 1000, 1)
-                tell = log.debug if status == 200 and is_inference(scope) else log.info  # the metrics count those
-                client = (scope.get("client") or ("",))[0]  # behind a proxy that is trusted: whom it names
-                told = {"method": scope["method"], "path": scope["path"], "status": status, "took_ms": took_ms}
-                tell("request", client=client, **told)
+                tell_request(scope, status, time.monotonic() - began)
+
+
+def tell_request(scope: types.Scope, status: int, seconds: float) -> None:
+    tell = log.debug if status == 200 and is_inference(scope) else log.info  # the metrics count those
+    client = (scope.get("client") or ("",))[0]  # behind a proxy that is trusted: whom it names
+    told = {"method": scope["method"], "path": scope["path"], "status": status, "took_ms": round(seconds * 1000, 1)}
+    tell("request", client=client, **told)
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -99,14 +102,12 @@ class Keys:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._buckets = Buckets()
 
     async def __call__(self, scope: types.Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC:
-            sent = bearer_of(Headers(scope=scope).get("authorization", ""))
             try:
-                key = await self._key(scope, sent)
-                self._limit(key, scope["app"].state.settings.requests_per_second)
+                sent = Headers(scope=scope).get("authorization", "")
+                key = await caller(scope["app"].state, sent, inference=is_inference(scope))
             except (WinnowError, OperationalError) as error:
                 answer = await problems.answer(Request(scope), error)
                 await answer(scope, receive, send)
@@ -116,16 +117,19 @@ class Keys:
         if scope["type"] == "http" and scope["path"].startswith(KEYS_CHANGE_UNDER):
             known_keys(scope["app"].state).forget()
 
-    async def _key(self, scope: types.Scope, sent: str | None) -> ApiKey:
-        state = scope["app"].state
-        if is_inference(scope):
-            return await known_keys(state).authenticate(state.database, sent)
-        return await run_in_threadpool(auth.authenticate, state.database, sent)
 
-    def _limit(self, key: ApiKey, otherwise: float | None) -> None:
-        per_second = key.requests_per_second or otherwise
-        if per_second is not None:
-            self._buckets.take(key.id, per_second)
+async def caller(everything: State, authorization: str, *, inference: bool) -> ApiKey:
+    """Who calls, as the header Authorization has it. Raises Unauthorized, RateLimited, and what the database raises."""
+    sent = bearer_of(authorization)
+    if inference:
+        key = await known_keys(everything).authenticate(everything.database, sent)
+    else:
+        key = await run_in_threadpool(auth.authenticate, everything.database, sent)
+    per_second = key.requests_per_second or everything.settings.requests_per_second
+    if per_second is not None:
+        buckets: Buckets = everything.buckets
+        buckets.take(key.id, per_second)
+    return key
 
 
 def known_keys(everything: State) -> KnownKeys:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -16,22 +15,22 @@ from starlette.responses import Response
 from service import errors
 from service.api.routes import allowed
 
-STATUS_OF: list[tuple[type[errors.WinnowError], int]] = [  # the first that matches, so leaves before branches
-    (errors.Unauthorized, 401),
-    (errors.Forbidden, 403),
-    (errors.NotFound, 404),
-    (errors.NotAcceptable, 406),
-    (errors.Conflict, 409),
-    (errors.Gone, 410),
-    (errors.WrongTusVersion, 412),
-    (errors.TooLarge, 413),
-    (errors.UnsupportedMedia, 415),
-    (errors.ChecksumMismatch, 460),
-    (errors.InvalidInput, 422),
-    (errors.Locked, 423),
-    (errors.TooManyRequests, 429),
-    (errors.Unavailable, 503),
-]
+STATUS_OF: dict[type, int] = {  # of the nearest class that stands here
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.NotAcceptable: 406,
+    errors.Conflict: 409,
+    errors.Gone: 410,
+    errors.WrongTusVersion: 412,
+    errors.TooLarge: 413,
+    errors.UnsupportedMedia: 415,
+    errors.ChecksumMismatch: 460,
+    errors.InvalidInput: 422,
+    errors.Locked: 423,
+    errors.TooManyRequests: 429,
+    errors.Unavailable: 503,
+}
 TITLES = {
     400: "Bad request",
     401: "Not authenticated",
@@ -58,12 +57,7 @@ log = structlog.get_logger()
 
 
 def status_of(error: errors.WinnowError) -> int:
-    return _status(type(error))
-
-
-@lru_cache(maxsize=None)
-def _status(kind: type[errors.WinnowError]) -> int:
-    return next((status for branch, status in STATUS_OF if issubclass(kind, branch)), 500)
+    return next((STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF), 500)
 
 
 def problem(status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **extra: Any) -> Response:
@@ -96,7 +90,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(OperationalError, _database_away)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_exception_handler(Exception, unexpected)
 
 
 async def answer(request: Request, error: errors.WinnowError | OperationalError) -> Response:
@@ -156,7 +150,7 @@ async def _database_away(request: Request, error: Exception) -> Response:
     return problem(503, "database_unavailable", detail, headers={"Retry-After": "2"}, instance=request.url.path)
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+async def unexpected(request: Request, error: Exception) -> Response:
     log.error("unexpected error", path=request.url.path, exc_info=error)
     detail = "Something went wrong inside Winnow. The log has it under this request's id."
     return problem(500, "internal", detail, instance=request.url.path)

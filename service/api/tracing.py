@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import structlog
-from fastapi import FastAPI
 from starlette import types
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Send
 
+from service.api.inference.express import Gateway
 from service.serving.answers import Observed
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SERVICE_NAME = "OTEL_SERVICE_NAME"
 log = structlog.get_logger()
 
 
-def install(app: FastAPI, environ: Mapping[str, str]) -> TracerProvider | None:
+def install(app: Gateway, environ: Mapping[str, str]) -> TracerProvider | None:
     """Trace every request of `app`, before it is started. None where no endpoint is set or the extra is missing."""
     url = environ.get(TRACES_ENDPOINT) or environ.get(ENDPOINT, "")
     if not url:
@@ -41,6 +41,7 @@ def install(app: FastAPI, environ: Mapping[str, str]) -> TracerProvider | None:
     name = environ.get(SERVICE_NAME, "winnow-gateway")
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    app.express = False  # past the layers there are no spans
     app.add_middleware(Traced, tracer=provider.get_tracer("winnow"))
     app.state.engine.watchers.append(note_inference)
     return provider

@@ -19,7 +19,7 @@ REMEMBERED_SECONDS = 2.0
 """How long a tenant that came counts as one that wants a share of the places."""
 
 
-class Place:
+class Admission:
     """One request's place in house, from when it is let in until it leaves or the block ends."""
 
     def __init__(self, gate: Gate, tenant: str, since: float) -> None:
@@ -61,20 +61,20 @@ class Gate:
     def inside(self) -> int:
         return self._total
 
-    def enter(self, tenant: str = "") -> Place:
+    def enter(self, tenant: str = "") -> Admission:
         """Raises QueueFull or TenantQueueFull, with the seconds to come back in."""
-        place = self.ask(tenant)
-        if isinstance(place, Place):
-            return place
-        raise place
+        given = self.ask(tenant)
+        if isinstance(given, Admission):
+            return given
+        raise given
 
-    def ask(self, tenant: str = "") -> Place | QueueFull | TenantQueueFull:
+    def ask(self, tenant: str = "") -> Admission | QueueFull | TenantQueueFull:
         """As `enter`; what would be raised is handed back, for those who have no time to raise it."""
         present = self._clock()
         with self._lock:
             refused = self._take(tenant, present)
         if refused is None:
-            return Place(self, tenant, present)
+            return Admission(self, tenant, present)
         for tell in self.refusals:
             tell(tenant, refused)
         return refused

@@ -6,6 +6,8 @@ The threads that compute take their calls from the lanes themselves: a busy even
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -55,6 +57,9 @@ class Request:
         """No call takes what is left of it."""
         self.taken = len(self.images)
 
+
+NICENESS = 10
+"""Of the threads that compute, where each has its own: what is refused under load is refused while they compute."""
 
 Call = list[Span[Request]]
 """What a thread computes at once: of one loop and one group."""
@@ -120,6 +125,8 @@ class Batcher:
             thread.join()
 
     def _compute(self) -> None:
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while (call := self._next()) is not None:
             began = time.perf_counter()
             result: Judged | Exception

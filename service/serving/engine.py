@@ -14,7 +14,7 @@ from service.errors import WinnowError
 from service.references import ModelRef, parse_model_ref
 from service.registry.bundle import load
 from service.registry.repository import resolve
-from service.serving.admission import Gate, Place
+from service.serving.admission import Admission, Gate
 from service.serving.answers import DEFAULTS, Answers, Observed, Options, Prediction
 from service.serving.batcher import Batcher
 from service.serving.batches import Images
@@ -92,7 +92,7 @@ class Engine:
             pool.shutdown(wait=True, cancel_futures=True)
         self._loaded.clear()
 
-    def admit(self, *, tenant: str = DEFAULT) -> Place:
+    def admit(self, *, tenant: str = DEFAULT) -> Admission:
         """A place for one request, from before its body is read until its answer is made.
 
         Raises QueueFull, TenantQueueFull or EngineClosed.
@@ -101,7 +101,7 @@ class Engine:
             raise _closed()
         return self._gate.enter(tenant)
 
-    def ask_for_place(self, *, tenant: str = DEFAULT) -> Place | QueueFull | TenantQueueFull | EngineClosed:
+    def ask(self, *, tenant: str = DEFAULT) -> Admission | QueueFull | TenantQueueFull | EngineClosed:
         """As `admit`; what it would raise is handed back."""
         return _closed() if self._closed else self._gate.ask(tenant)
 

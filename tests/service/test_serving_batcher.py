@@ -137,7 +137,7 @@ def test_calls_follow_each_other_while_the_event_loop_is_busy(served: Served, ba
         calling.gate.set()
         until = time.monotonic() + 10
         while len(calling.sizes_seen) < 5 and time.monotonic() < until:
-            time.sleep(0.001)  # noqa: ASYNC251 - the loop is to be busy
+            time.sleep(0.001)
         seen = list(calling.sizes_seen)
         await asyncio.gather(first, *others)
         return seen

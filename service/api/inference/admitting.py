@@ -13,10 +13,9 @@ from starlette.datastructures import State
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.api.access import REQUEST_ID, bearer_of, known_keys, request_id_of
-from service.api.inference.infer import routes
-from service.api.problems import problem, status_of
-from service.errors import TooManyRequests, Unavailable
-from service.serving.admission import Place
+from service.api.inference.infer import route_of
+from service.api.problems import INFERENCE, problem, status_of
+from service.serving.admission import Admission
 from service.serving.engine import Engine
 from service.serving.telemetry import Answered
 
@@ -26,37 +25,31 @@ LARGEST_BYTES = 1024 * 1024
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-def admitted(state: State, path: str, headers: Headers) -> Place | bytes | None:
+def admitted(state: State, path: str, headers: Headers) -> Admission | bytes | None:
     """What a POST gets: its place, or a whole HTTP answer that refuses it; None where the application is to be asked.
 
     The sender must be known: places are shared out among the tenants. The application still checks his key.
     """
-    if not path.endswith("/infer"):
-        return None
-    route = next((route for route in routes if route.path_regex.match(path)), None)
-    sent = dict(headers)
-    if route is None or b"expect" in sent or not _is_small(sent):
+    found, sent = route_of(path), dict(headers)
+    if found is None or b"expect" in sent or not _is_small(sent):
         return None
     tenant = known_keys(state).tenant(bearer_of(sent.get(b"authorization", b"").decode("latin-1")))
     if tenant is None:
         return None
     engine: Engine = state.engine
-    given = engine.ask_for_place(tenant=tenant)
-    if isinstance(given, Place):
+    given = engine.ask(tenant=tenant)
+    if isinstance(given, Admission):
         return given
-    state.telemetry.answered(Answered("POST", route.path, status_of(given), 0.0))
-    before, after = _refusal(type(given), given.message, given.retry_after_seconds, path)
+    status = status_of(given)
+    state.telemetry.answered(Answered("POST", found[0].path, status, 0.0))
+    before, after = _refusal(given.code, given.message, given.retry_after_seconds, status)
     return before + request_id_of(headers).encode() + after
 
 
 @lru_cache(maxsize=64)
-def _refusal(
-    kind: type[TooManyRequests | Unavailable], message: str, retry_after_seconds: int, path: str
-) -> tuple[bytes, bytes]:
+def _refusal(code: str, message: str, retry_after_seconds: int, status: int) -> tuple[bytes, bytes]:
     """What is written before and after the request's id."""
-    error = kind(message, retry_after_seconds=retry_after_seconds)
-    status, told = status_of(error), {"Retry-After": str(retry_after_seconds)}
-    answer = problem(status, error.code, message, headers=told, instance=path)
+    answer = problem(status, code, message, headers={"Retry-After": str(retry_after_seconds)}, instance=INFERENCE)
     head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
     return STATUS_LINE[status] + head + REQUEST_ID.encode() + b": ", b"\r\n\r\n" + bytes(answer.body)
 
