@@ -21,6 +21,7 @@ from benchmarks.harness import ClaimRow, quantile_bounds, report, row
 from benchmarks.serving_bare import bare_throughput
 from benchmarks.serving_client import Blocking, closed_loop, cpu_seconds, open_loop, resident_bytes
 from benchmarks.serving_environments import default_cache
+from benchmarks.serving_floor import empty_server
 from benchmarks.serving_gateway import gateway, infer_request
 from benchmarks.serving_model import Home, make_home
 from benchmarks.serving_peers import Plan, compare
@@ -38,17 +39,10 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def latency(home: Home, port: int, calls: int) -> list[ClaimRow]:
-    """One request after the other, each beside a bare call with the same image."""
-    session, client = open_session(home.files[SERVED]), Blocking(port)
-    bare, asked = np.empty(calls), np.empty(calls)
-    for index in range(calls):
-        at = index % len(home.images)
-        feeds = {"images": home.images[at : at + 1], "masks": home.masks}
-        request = infer_request(home, at)
-        bare[index] = seconds_of(lambda feeds=feeds: session.run(None, feeds))
-        asked[index] = seconds_of(lambda request=request: client.ask(request))
-        time.sleep(0.005)  # 200 requests a second, less what they take
-    client.close()
+    """One request after the other; the same of a server that does nothing, for what HTTP alone costs."""
+    bare, asked = _beside_bare(home, port, calls)
+    with empty_server() as empty:
+        _, nothing = _beside_bare(home, empty, max(100, calls // 4))
     p50, p99 = (1e6 * (np.quantile(asked, q) - np.quantile(bare, q)) for q in (0.5, 0.99))
     low, high = (1e6 * each for each in quantile_bounds(asked, 0.5))
     bare_p50 = 1e6 * np.quantile(bare, 0.5)
@@ -63,8 +57,31 @@ def latency(home: Home, port: int, calls: int) -> list[ClaimRow]:
             unit="µs",
         ),
         row("serving/binary/p99-over-bare", "<= 3000 µs", p99, p99 <= 3000, n=calls, unit="µs"),
+        row(
+            "serving/http-alone/p50",
+            "measured beside",
+            1e6 * np.quantile(nothing, 0.5),
+            True,
+            n=len(nothing),
+            unit="µs",
+        ),
         row("serving/bare/p50", "measured beside", bare_p50, True, n=calls, unit="µs"),
     ]
+
+
+def _beside_bare(home: Home, port: int, calls: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Seconds of a bare call and of a request with the same image, in turn."""
+    session, client = open_session(home.files[SERVED]), Blocking(port)
+    bare, asked = np.empty(calls), np.empty(calls)
+    for index in range(calls):
+        at = index % len(home.images)
+        feeds = {"images": home.images[at : at + 1], "masks": home.masks}
+        request = infer_request(home, at)
+        bare[index] = seconds_of(lambda feeds=feeds: session.run(None, feeds))
+        asked[index] = seconds_of(lambda request=request: client.ask(request))
+        time.sleep(0.005)  # 200 requests a second, less what they take
+    client.close()
+    return bare, asked
 
 
 def throughput(home: Home, port: int, seconds: float, cores: int) -> tuple[list[ClaimRow], float]:

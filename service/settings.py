@@ -115,7 +115,7 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1000, description="how long a call that is not full waits for more while others are computed"
     )
     predict_timeout_ms: float = Field(10_000.0, gt=0, description="longest wait for a call; requests over it get 503")
-    predict_queue: int = Field(32, ge=1, description="prediction requests waiting, at most; more get 503")
+    predict_queue: int = Field(64, ge=1, description="prediction requests waiting, at most; more get 503")
     max_predict_bytes: int = Field(64 * MIB, gt=0, description="largest body of a prediction request")
     max_predict_images: int = Field(4096, ge=1, description="most images in a prediction request")
 

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service import auth
 from service.db import Database
+from service.serving.routes import ANSWER_FIRST_SECONDS
 from service.tables import ApiKey
 
 KNOWN_SECONDS = 1.0
@@ -64,6 +65,7 @@ class KnownKeys:
 
     async def _renew(self, database: Database, text: str) -> None:
         try:
+            await asyncio.sleep(ANSWER_FIRST_SECONDS)
             await self._ask(database, text)
         except Exception:  # noqa: BLE001 - the next request asks again, and is told
             self._known.pop(text, None)

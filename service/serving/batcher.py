@@ -138,10 +138,10 @@ class Batcher:
                 self._halve(call)
                 continue
             seconds = time.perf_counter() - began
-            with suppress(RuntimeError):  # the loop has ended, and with it all who waited
-                call[0].request.answer.get_loop().call_soon_threadsafe(_deliver, call, result, seconds)
             with self._changed:
                 self._computing -= 1
+            with suppress(RuntimeError):  # the loop has ended, and with it all who waited
+                call[0].request.answer.get_loop().call_soon_threadsafe(_deliver, call, result, seconds)
 
     def _next(self) -> Call | None:
         """Waits for something to compute; None when that is over."""

@@ -21,6 +21,12 @@ from service.serving.loaded import Key
 FRESH_SECONDS = 0.5
 """How old a look may be. An alias moved elsewhere is followed within this, plus the new version's warm-up."""
 
+RENEWED_AFTER_SECONDS = 0.3
+"""From when on the database is looked at while the version that was meant last answers: steady traffic never waits."""
+
+ANSWER_FIRST_SECONDS = 0.005
+"""So long does that look wait, so that it takes no time from the request that asks for it."""
+
 REFUSED_SECONDS = 10.0
 """A version that could not take over is tried again after this."""
 
@@ -37,6 +43,7 @@ class Route:
     key: Key
     looked_at: float
     swap: asyncio.Task[None] | None = None
+    renewal: asyncio.Task[None] | None = None
     refused: Key | None = None
     refused_at: float = 0.0
 
@@ -59,8 +66,14 @@ class Routes(Generic[ServedT]):
     def peek(self, place: Place) -> ServedT | None:
         """What answers, where that is known and in memory; costs next to nothing."""
         route = self._routes.get(place)
-        if route is None or (place[1].version is None and self._clock() - route.looked_at > FRESH_SECONDS):
+        if route is None:
             return None
+        if place[1].version is None:
+            age = self._clock() - route.looked_at
+            if age > FRESH_SECONDS:
+                return None
+            if age > RENEWED_AFTER_SECONDS and route.renewal is None:
+                route.renewal = asyncio.create_task(self._renew(place, route))
         return self._peek(route.key)
 
     def key(self, place: Place) -> Key | None:
@@ -94,9 +107,19 @@ class Routes(Generic[ServedT]):
 
     def clear(self) -> None:
         for route in self._routes.values():
-            if route.swap is not None:
-                route.swap.cancel()
+            for task in (route.swap, route.renewal):
+                if task is not None:
+                    task.cancel()
         self._routes.clear()
+
+    async def _renew(self, place: Place, route: Route) -> None:
+        try:
+            await asyncio.sleep(ANSWER_FIRST_SECONDS)
+            await self.find(place)
+        except (WinnowError, OperationalError) as error:  # the next request asks again, and is told
+            log.debug("a model's meaning was not renewed", model=str(place[1]), reason=str(error))
+        finally:
+            route.renewal = None
 
     async def _through(self, place: Place, route: Route | None, meant: Key) -> ServedT:
         present = None if route is None or route.key == meant else self._peek(route.key)

@@ -18,8 +18,11 @@ from service.serving.answers import DEFAULTS, Answers, Observed, Options
 log = structlog.get_logger()
 
 MOST_WAITING = 8192
-GATHER_S = 0.1
-"""After the first thing to take in, so that it is worth the switch of threads. With nothing to do, nothing wakes."""
+GATHER_S = 1.0
+"""After the first thing to take in, unless many are: taking in holds up the answer that is being made meanwhile.
+
+With nothing to do, nothing wakes.
+"""
 
 ItemT = TypeVar("ItemT")
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -61,6 +64,7 @@ class Telemetry:
         self._waiting: deque[Answered | Seen | str] = deque()
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._many = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -71,6 +75,7 @@ class Telemetry:
     def close(self) -> None:
         """Take in what waits, and end."""
         self._closing.set()
+        self._many.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
@@ -108,12 +113,15 @@ class Telemetry:
         self._waiting.append(item)
         if not self._wake.is_set():
             self._wake.set()
+        if len(self._waiting) == MOST_WAITING // 4:
+            self._many.set()
 
     def _run(self) -> None:
         while not self._closing.is_set():
             self._wake.wait()
-            self._closing.wait(GATHER_S)
+            self._many.wait(GATHER_S)
             self._wake.clear()
+            self._many.clear()
             self.flush()
 
     def _count_requests(self, requests: list[Answered]) -> None:
