@@ -47,7 +47,7 @@ def foreign_rows(data: Path, cache: Path, *, quick: bool) -> tuple[list[ClaimRow
     for name, stranger in FOREIGN.items():
         given = datasets.load(data, name)
         student = distilled(given, "defensive", cache, quick=quick).student
-        train = training_rows(given, 0, quick=quick)
+        train = training_rows(given, "defensive", 0, quick=quick)
         student.familiarity = fit_familiarity(student, given.images[train], given.labels[train])
         order = np.random.default_rng(1).permutation(len(given.test_labels))
         share = 10 if quick else 1

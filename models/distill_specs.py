@@ -71,6 +71,22 @@ class RobustSpec(Spec):
     )
 
 
+class ExportSpec(Spec):
+    """In which precision the student is served. Calibration, accuracy and the bound are of the student as served."""
+
+    precision: Literal["float32", "float16", "int8"] = Field(
+        "float32",
+        description="of the student's trunk; int8 is quicker on CPUs with VNNI, float16 on GPUs. The filter stays in "
+        "float32: what it looks for is one level of 256",
+    )
+    max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="refuse a precision that costs more accuracy on the held-out images than this"
+    )
+    sample_images: Annotated[int, Field(ge=16, le=4096)] = Field(
+        512, description="of training, whose activations set the scales of int8"
+    )
+
+
 class DistillSpec(Spec):
     """Parameters of a distill job: teacher and student at temperature T, T = 1 when served. `preset` fills the rest."""
 
@@ -89,6 +105,7 @@ class DistillSpec(Spec):
     extended: ExtendedSpec = ExtendedSpec()
     robust: RobustSpec = RobustSpec()
     abstention: AbstentionSpec = AbstentionSpec()
+    export: ExportSpec = ExportSpec()
     max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = Field(
         0.03, description="refuse to register a student this much less accurate than its teacher on the held-out images"
     )

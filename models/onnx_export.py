@@ -71,8 +71,12 @@ class StudentGraphs:
     reconstructions. Masks are inputs because ONNX Runtime removes Dropout nodes.
     """
 
-    def __init__(self, student: Classifier, detector: Detector | None, image_shape: ImageShape) -> None:
+    def __init__(
+        self, student: Classifier, detector: Detector | None, image_shape: ImageShape, *, trunk: Part | None = None
+    ) -> None:
+        """trunk: in the place of the student's own, as from `models.lowering`."""
         self._student, self._detector, self._image_shape = student, detector, image_shape
+        self._trunk_given = trunk
 
     @cached_property
     def student(self) -> bytes:
@@ -114,17 +118,16 @@ class StudentGraphs:
     def _traced(self) -> dict[str, Part]:
         width = self._student.feature_dim
         features = {"features": (torch.ones(3, width), "n"), "masks": (torch.ones(2, width), "k")}
-        networks = {
-            "trunk": Network(_Trunk(self._student), {"images": (_example(self._image_shape), "n")}, ["features"]),
-            "head": Network(_Head(self._student), features, ["probabilities", *self._summary]),
-        }
+        networks = {"head": Network(_Head(self._student), features, ["probabilities", *self._summary])}
+        if self._trunk_given is None:
+            networks["trunk"] = _trunk(self._student, self._image_shape)
         if self._detector is not None:
             networks["filter"] = _filter(self._detector, self._image_shape)
         return trace(networks)
 
     @property
     def _trunk(self) -> Part:
-        return self._traced["trunk"]
+        return self._traced["trunk"] if self._trunk_given is None else self._trunk_given
 
     @property
     def _head(self) -> Part:
@@ -141,6 +144,15 @@ def export_detector(detector: Detector, image_shape: ImageShape) -> bytes:
     """ONNX graph from `images` uint8 (n, h, w, c) to `scores` float32 (n,) and `reconstruction` uint8 (n, h, w, c)."""
     part = trace({"filter": _filter(detector, image_shape)})["filter"]
     return joined([part], ["images"], ["scores", "reconstruction"])
+
+
+def trace_trunk(student: Classifier, image_shape: ImageShape) -> Part:
+    """From `images` uint8 (n, h, w, c) to `features` float32 (n, d), before dropout."""
+    return trace({"trunk": _trunk(student, image_shape)})["trunk"]
+
+
+def _trunk(student: Classifier, image_shape: ImageShape) -> Network:
+    return Network(_Trunk(student), {"images": (_example(image_shape), "n")}, ["features"])
 
 
 def _filter(detector: Detector, image_shape: ImageShape) -> Network:

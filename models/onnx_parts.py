@@ -145,6 +145,10 @@ def joined(parts: Sequence[Part], inputs: Sequence[str], outputs: Sequence[str])
     whole.CopyFrom(parts[0].model)
     del whole.graph.node[:], whole.graph.initializer[:], whole.graph.value_info[:]
     del whole.graph.input[:], whole.graph.output[:]
+    known = {each.domain for each in whole.opset_import}
+    for part in parts[1:]:
+        whole.opset_import.extend(each for each in part.model.opset_import if each.domain not in known)
+        known.update(each.domain for each in part.model.opset_import)
     whole.graph.node.extend(nodes)
     whole.graph.initializer.extend(c for graph in graphs for c in graph.initializer if c.name in needed)
     whole.graph.input.extend(ends[name] for name in inputs)

@@ -13,6 +13,7 @@ from models.combination import Combine
 from models.distill_specs import AbstentionSpec as AbstentionSpec
 from models.distill_specs import ClassifierSpec as ClassifierSpec
 from models.distill_specs import DistillSpec as DistillSpec
+from models.distill_specs import ExportSpec as ExportSpec
 from models.distill_specs import ExtendedSpec as ExtendedSpec
 from models.distill_specs import Method as Method
 from models.distill_specs import RobustSpec as RobustSpec

@@ -11,6 +11,7 @@ from models.classifiers import Classifier
 from models.familiarity import student_scores
 from models.filtering import Filter
 from models.onnx_export import Arrays, StudentGraphs, check_parity, run_graph
+from models.onnx_parts import Part
 from models.uncertainty import mc_probabilities
 from service.registry.bundle import DETECTOR, HEAD, HELD_OUT, PARITY, REFORMED, SERVED, STUDENT
 from service.registry.samples import HeldOut, Parity
@@ -24,12 +25,17 @@ KEPT_IMAGES = 8
 """Of the parity sample, in the bundle: every load tries them again."""
 
 
-def graphs(student: Classifier, material: Material, masks: NDArray[np.float32]) -> tuple[dict[str, bytes], float]:
-    """The bundle's networks and samples, and the largest difference from torch. Raises ParityError."""
+def graphs(
+    student: Classifier, material: Material, masks: NDArray[np.float32], *, trunk: Part | None = None
+) -> tuple[dict[str, bytes], float]:
+    """The bundle's networks and samples, and the largest difference from torch. Raises ParityError.
+
+    trunk: in another precision, which the student computes by already (worker.precision).
+    """
     shape, detector, sample = material.image_shape, material.detector, material.held_images[:PARITY_IMAGES]
     inputs: Arrays = {"images": sample, "masks": masks}
     probabilities = mc_probabilities(student, sample, masks)
-    made = StudentGraphs(student, detector, shape)
+    made = StudentGraphs(student, detector, shape, trunk=trunk)
     files = {STUDENT: made.student, SERVED: made.served, HEAD: made.head}
     expected = _summary(probabilities)
     if detector is not None:

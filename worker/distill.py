@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from models.calibration import wilson_interval
 from models.classifiers import Classifier, UnfitNetwork, check_fits
 from models.distillation import Distilled, distill
+from models.onnx_parts import Part
 from models.specs import DistillSpec
 from models.uncertainty import mc_probabilities
 from service.errors import UnusableDataset
@@ -22,6 +23,7 @@ from worker.artifacts import save_network
 from worker.bundling import graphs
 from worker.context import Context, Outcome
 from worker.material import Material, gather
+from worker.precision import lower
 from worker.ranks import fitting_together, ranks_wanted
 from worker.reporting import write_distillation
 
@@ -34,12 +36,14 @@ def run(context: Context) -> Outcome:
     material = gather(context, spec)
     _refuse_unfit_networks(spec, material)
     distilled = _distilled(context, material, spec)
+    trunk, told = lower(distilled.student, material, spec)
     calibration, metrics = calibrate(context, distilled.student, material, spec)
+    metrics |= told
     metrics["teacher_accuracy"] = _accuracy(distilled.teacher, material)
     metrics["student_accuracy"] = _accuracy(distilled.student, material)
     _refuse_worse_student(metrics, spec)
     context.progress.enter("exporting")
-    files = _export(distilled, material, calibration, metrics)
+    files = _export(distilled, trunk, material, calibration, metrics)
     document = card.write(context, spec, material, distilled, metrics)
     files["card.json"] = card.to_bytes(document)
     write_distillation(context, context.claim.inputs["model"], document)
@@ -98,9 +102,13 @@ def _refuse_worse_student(metrics: dict[str, Any], spec: DistillSpec) -> None:
 
 
 def _export(
-    distilled: Distilled, material: Material, calibration: ServingCalibration, metrics: dict[str, Any]
+    distilled: Distilled,
+    trunk: Part | None,
+    material: Material,
+    calibration: ServingCalibration,
+    metrics: dict[str, Any],
 ) -> dict[str, bytes]:
-    files, metrics["onnx_max_difference"] = graphs(distilled.student, material, calibration.mc.masks())
+    files, metrics["onnx_max_difference"] = graphs(distilled.student, material, calibration.mc.masks(), trunk=trunk)
     return {
         **files,
         "calibration.json": calibration.to_bytes(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from models.attacks.guarded import ServedStack, filter_reform, filter_score
 from models.classifiers import Classifier
 from models.device import device_of
 from models.filtering import Filter
+from models.lowering import LoweredTrunk
 from models.robustness import Answer, Evaluation, Target, guard
 from models.specs import ClassifierSpec, DistillSpec, EvaluateSpec
 from models.surrogates import fit_surrogates
@@ -77,7 +79,7 @@ def load_subject(context: Context, spec: EvaluateSpec, watch: Watch) -> Subject:
     score = None if own is None else own.score
     calibration = _reformed(student, bundle, own) if spec.reform else bundle.calibration.abstention
     reform = own.reconstruct if own is not None and spec.reform else None
-    answer = guard(student, masks, calibration, score, alpha=alpha, reform=reform)
+    answer = guard(_as_served(student, distilled, bundle), masks, calibration, score, alpha=alpha, reform=reform)
     known, mc = torch.from_numpy(masks).to(device_of(student)), bundle.calibration.mc
 
     def stack(given: Callable[[], torch.Tensor]) -> ServedStack:
@@ -109,6 +111,15 @@ def _model(context: Context) -> ModelVersion:
 def _network(context: Context, bundle: Bundle, prefix: str, name: str, spec: ClassifierSpec) -> Classifier:
     data = context.storage.read(f"{prefix}/{name}.safetensors")
     return load_network(data, spec, num_classes=len(bundle.classes), image_shape=bundle.image_shape)
+
+
+def _as_served(student: Classifier, distilled: DistillSpec, bundle: Bundle) -> Classifier:
+    """In the precision that it answers in. Its attackers hold float32, which has gradients."""
+    if distilled.export.precision == "float32":
+        return student
+    served = copy.deepcopy(student)
+    served.lowered = LoweredTrunk(bundle.served)
+    return served
 
 
 def _drawn(mc: McDropout, rng: torch.Generator) -> torch.Tensor:

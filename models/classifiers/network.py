@@ -5,7 +5,7 @@ n images, c channels, h × w pixels, d features, k dropout passes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,8 @@ class Classifier(nn.Module):
         )
         self.out = nn.Linear(spec.hidden, num_classes + outlier_class)
         self.familiarity: Familiarity | None = None
+        self.lowered: Callable[[Tensor], Tensor] | None = None
+        """What computes the trunk in its place, where it is served in another precision (models.lowering)."""
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         """x: float (n, c, h, w) in [0, 1]. Logits (n, num_classes), without dropout."""
@@ -63,6 +65,8 @@ class Classifier(nn.Module):
 
     def trunk(self, x_nchw: Tensor) -> Tensor:
         """Features (n, d), all that a dropout mask acts on."""
+        if self.lowered is not None:
+            return self.lowered(x_nchw)
         return F.relu(self.hidden(self.pool(self.convolutions(x_nchw)).flatten(1)))
 
     def head(self, features_nd: Tensor, masks_kd: Tensor | None) -> Tensor:

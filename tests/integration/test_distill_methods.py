@@ -57,6 +57,23 @@ def test_the_robust_student_is_served_as_any_other(client: WinnowClient, sets: d
 
 
 @pytest.mark.slow
+def test_a_student_in_bytes_is_calibrated_measured_and_evaluated_as_it_is_served(
+    client: WinnowClient, sets: dict[str, str], digits: Digits
+) -> None:
+    export = {"precision": "int8", "max_accuracy_loss": 0.2}
+    result = distilled(client, sets, "bytes", export=export)
+    told = result["metrics"]["export"]
+    assert told["precision"] == "int8" and told["n"] == result["metrics"]["student_accuracy"]["n"]
+    assert told["accuracy"] == result["metrics"]["student_accuracy"]["share"]
+    assert 0.5 < told["same_answer"] <= 1
+    assert result["metrics"]["onnx_max_difference"] < 1e-4
+    assert abstained(client, result["model"], digits.images[800:900])[0] < 0.3
+    params = {"suite": "quick", "max_images": 40}
+    job = client.submit("evaluate", model=result["model"], dataset=sets["trusted"], params=params)
+    assert finished(client, job, timeout_s=230).result is not None
+
+
+@pytest.mark.slow
 def test_papernots_network_is_served_per_class(client: WinnowClient, sets: dict[str, str], digits: Digits) -> None:
     network = {"kind": "plain", "width": 8, "hidden": 32, "augment": False}
     abstention = {**FAST_DISTILL["abstention"], "per_class": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,6 +48,14 @@ def test_the_page_tells_accuracy_calibration_and_when_it_abstains() -> None:
     assert "http://" not in report.html.replace("http://www.w3.org", "")
     assert json.loads(json.dumps(report.json))["metrics"]["student_accuracy"]["share"] == 0.9731
     assert distill_report(facts()).html == report.html
+
+
+def test_another_precision_is_told_with_what_it_costs() -> None:
+    before = facts()
+    export = {"precision": "int8", "accuracy_in_float32": 0.9754, "accuracy": 0.9731, "same_answer": 0.9912, "n": 900}
+    page = distill_report(replace(before, metrics={**before.metrics, "export": export})).html
+    assert "<code>int8</code>" in page and "97.5" in page and "99.1" in page
+    assert "int8" not in distill_report(before).html
 
 
 @pytest.mark.parametrize("method", ["defensive", "extended", "robust"])
