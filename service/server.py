@@ -5,16 +5,16 @@ from __future__ import annotations
 import gc
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.api.access import ADMITTED, Admitted
 from service.api.inference.admitting import admitted
-from service.api.inference.infer import ADMISSION
 from service.api.problems import problem
-from service.serving.admission import Admission
 from service.settings import Settings
 
 GRACE_SECONDS = 5
@@ -32,37 +32,40 @@ class Connection(HttpToolsProtocol):
     """
 
     _in_head = False
-    _head_bytes = 0
+    _head_bytes = 0  # of reads that held nothing else
+    _heads = 0
     _leaving = False
     _refusal: bytes | None = None  # of the request that is being read
-    _admission: Admission | None = None  # of the request that is being answered
+    _admitted: tuple[Admitted, dict[str, Any]] | None = None  # the request under way, and the state of its scope
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
+        heads = self._heads if self._in_head else None
+        super().data_received(data)
+        if self._in_head and self._heads == heads:
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES:
                 self.send_400_response(f"The request line and headers are over {MOST_HEAD_BYTES} bytes.")
-                return
-        super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:
         self.transport.write(_as_http(problem(400, "bad_request", msg, headers={"connection": "close"})))
         self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._heads = True, 0, self._heads + 1
+        self._unset_keepalive_if_required()  # set by the refusal of a request that came in the same read
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if self._idle() and self.parser.get_method() == b"POST":
+        if self._idle() and self.parser.get_method() == b"POST" and not self.flow.write_paused:
             path = self.url.partition(b"?")[0].decode("ascii", "replace")
             given = admitted(self.config.app.state, path, self.headers)  # type: ignore[union-attr]
             if isinstance(given, bytes):
                 self._refusal = given
                 return
-            self._admission = given
-            self.scope["state"][ADMISSION] = given
+            if given is not None:
+                self.scope["state"][ADMITTED] = given
+                self._admitted = given, self.scope["state"]
         super().on_headers_complete()
         if self._leaving and self.cycle is not None:
             self.cycle.keep_alive = False
@@ -101,10 +104,12 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _leave(self) -> None:
-        """A request that was refused on its way has not given its place back."""
-        admission, self._admission = self._admission, None
-        if admission is not None:
-            admission.leave()
+        """Gives back the place of a request that was refused on its way to who would have taken it."""
+        if self._admitted is not None:
+            admitted, state = self._admitted
+            self._admitted = None
+            if state.pop(ADMITTED, None) is not None:
+                admitted.admission.leave()
 
     def _idle(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)
@@ -131,6 +136,7 @@ class Server(uvicorn.Server):
             host=settings.host,
             port=settings.port,
             http=Connection,
+            ws="none",
             loop="uvloop",
             log_config=None,
             access_log=False,

@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import structlog
@@ -14,7 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import OperationalError
 from starlette import types
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, State
+from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Send
 
 from service import auth
@@ -24,6 +25,7 @@ from service.audit import Actor
 from service.errors import WinnowError
 from service.limits import Buckets
 from service.scopes import Scope
+from service.serving.admission import Admission
 from service.tables import ApiKey
 from service.tenancy import TenantStorage
 
@@ -40,6 +42,8 @@ PUBLIC = frozenset(
         "/openapi.json",
     }
 )
+ADMITTED = "admitted"
+"""In a scope's state, until the application takes it."""
 INFERENCE = ("/infer", "/predict")
 KEYS_CHANGE_UNDER = ("/v1/keys", "/v1/tenants")
 USABLE_ID = re.compile(r"[\w.-]{1,64}")
@@ -91,9 +95,9 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return sent if sent and USABLE_ID.fullmatch(sent) else f"{IDS.getrandbits(64):016x}"
 
 
-def bearer_of(authorization: str) -> str | None:
+def bearer_of(authorization: bytes) -> str | None:
     """The key in an Authorization header."""
-    scheme, _, text = authorization.partition(" ")
+    scheme, _, text = authorization.decode("latin-1").partition(" ")
     return text.strip() if scheme.lower() == "bearer" else None
 
 
@@ -106,8 +110,7 @@ class Keys:
     async def __call__(self, scope: types.Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC:
             try:
-                sent = Headers(scope=scope).get("authorization", "")
-                key = await caller(scope["app"].state, sent, inference=is_inference(scope))
+                key = await caller(scope["app"].state, scope)
             except (WinnowError, OperationalError) as error:
                 answer = await problems.answer(Request(scope), error)
                 await answer(scope, receive, send)
@@ -118,18 +121,42 @@ class Keys:
             known_keys(scope["app"].state).forget()
 
 
-async def caller(everything: State, authorization: str, *, inference: bool) -> ApiKey:
-    """Who calls, as the header Authorization has it. Raises Unauthorized, RateLimited, and what the database raises."""
-    sent = bearer_of(authorization)
-    if inference:
+@dataclass(frozen=True, slots=True, eq=False)
+class Admitted:
+    """A request for inference whose head was all that was needed to let it in: the key may, and there is a place."""
+
+    key: ApiKey
+    admission: Admission
+
+
+async def caller(everything: State, scope: types.Scope) -> ApiKey:
+    """Whose request it is. Raises Unauthorized, RateLimited, and what the database raises."""
+    admitted: Admitted | None = scope.get("state", {}).get(ADMITTED)
+    if admitted is not None:
+        return admitted.key
+    sent = bearer_of(first_of(scope["headers"]).get(b"authorization", b""))
+    if is_inference(scope):
         key = await known_keys(everything).authenticate(everything.database, sent)
     else:
         key = await run_in_threadpool(auth.authenticate, everything.database, sent)
+    take_token(everything, key)
+    return key
+
+
+def take_token(everything: State, key: ApiKey) -> None:
+    """One call of the rate that the key may call at. Raises RateLimited."""
     per_second = key.requests_per_second or everything.settings.requests_per_second
     if per_second is not None:
         buckets: Buckets = everything.buckets
         buckets.take(key.id, per_second)
-    return key
+
+
+def first_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """By name; of several with one name, the first counts."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        found.setdefault(name, value)
+    return found
 
 
 def known_keys(everything: State) -> KnownKeys:

@@ -58,17 +58,18 @@ class Request:
         self.taken = len(self.images)
 
 
-NICENESS = 10
+NICENESS = 3
 """Of the threads that compute, where each has its own: what is refused under load is refused while they compute."""
 
 Call = list[Span[Request]]
-"""What a thread computes at once: of one loop and one group."""
+"""What a thread computes at once: of one group."""
 
 
 class Batcher:
     """`workers` calls at once. delay_s: how long the first of a call that is not full waits while others compute.
 
-    The lock guards the lanes and what a call takes of a request; answers are put together on the event loop.
+    The lock guards the lanes and what a call takes of a request; answers are put together on the event loop, which is
+    the same for all requests.
     """
 
     def __init__(self, workers: int, *, delay_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -125,8 +126,7 @@ class Batcher:
             thread.join()
 
     def _compute(self) -> None:
-        if sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        _give_way()
         while (call := self._next()) is not None:
             began = time.perf_counter()
             result: Judged | Exception
@@ -161,6 +161,8 @@ class Batcher:
                     _tell(head, _too_late())
                 else:
                     call = self._lanes.next_call(head.group.batch)
+                    if self._lanes.first() is not None:
+                        self._changed.notify()  # a request of several calls is several threads' work
                     break
             self._computing += 1
             present = self._clock()
@@ -190,6 +192,14 @@ class Batcher:
             request.give_up()
         if waits:
             _fail(request, _too_late())
+
+
+def _give_way() -> None:
+    """To the event loop, where threads have priorities of their own."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with suppress(OSError):  # nothing depends on it
+            os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def _images_of(call: Call) -> Images:

@@ -9,10 +9,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import structlog
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from service.errors import WinnowError
 from service.references import ModelRef
@@ -62,6 +63,7 @@ class Routes(Generic[ServedT]):
         self._look, self._peek, self._load, self._clock = look, peek, load, clock
         self._routes: dict[Place, Route] = {}
         self._looks: dict[Place, asyncio.Task[Key]] = {}
+        self._changes = 0
 
     def peek(self, place: Place) -> ServedT | None:
         """What answers, where that is known and in memory; costs next to nothing."""
@@ -85,7 +87,7 @@ class Routes(Generic[ServedT]):
         """Raises what keeps the first version from being served. A later one that fails leaves the present in place."""
         route = self._routes.get(place)
         try:
-            meant = await self._looked(place)
+            meant = await self._meant(place)
         except WinnowError:
             self._routes.pop(place, None)
             raise
@@ -101,6 +103,8 @@ class Routes(Generic[ServedT]):
 
     def changed(self, tenant: str, name: str) -> None:
         """Look before the next answer: an alias of this model has moved, or it has a new version."""
+        self._changes += 1
+        self._looks.clear()  # they may have seen what was before
         for (whose, ref), route in self._routes.items():
             if (whose, ref.name) == (tenant, name):
                 route.looked_at, route.refused = -FRESH_SECONDS, None
@@ -116,7 +120,7 @@ class Routes(Generic[ServedT]):
         try:
             await asyncio.sleep(ANSWER_FIRST_SECONDS)
             await self.find(place)
-        except (WinnowError, OperationalError) as error:  # the next request asks again, and is told
+        except (WinnowError, SQLAlchemyError) as error:  # the next request asks again, and is told
             log.debug("a model's meaning was not renewed", model=str(place[1]), reason=str(error))
         finally:
             route.renewal = None
@@ -146,10 +150,22 @@ class Routes(Generic[ServedT]):
         finally:
             route.swap = None
 
+    async def _meant(self, place: Place) -> Key:
+        """As it is after the last change that was told."""
+        while True:
+            changes = self._changes
+            meant = await self._looked(place)
+            if changes == self._changes:
+                return meant
+
     async def _looked(self, place: Place) -> Key:
         """One look at the database, however many ask."""
         task = self._looks.get(place)
         if task is None:
             task = self._looks[place] = asyncio.ensure_future(self._look(place))
-            task.add_done_callback(lambda _: self._looks.pop(place, None))
+            task.add_done_callback(partial(self._seen, place))
         return await asyncio.shield(task)
+
+    def _seen(self, place: Place, task: asyncio.Task[Key]) -> None:
+        if self._looks.get(place) is task:
+            del self._looks[place]

@@ -103,7 +103,8 @@ def test_many_who_ask_at_once_share_one_question_and_its_answer(database: Databa
             *(known.authenticate(database, "wk_no") for _ in range(5)), return_exceptions=True
         )
         assert all(isinstance(each, Unauthorized) for each in refused)
-        assert known.tenant(issued.secret) == issued.key.tenant
-        assert known.tenant("wk_no") is None and known.tenant(None) is None
+        present = known.known(database, issued.secret)
+        assert present is not None and present.id == issued.key.id
+        assert known.known(database, "wk_no") is None and known.known(database, None) is None
 
     asyncio.run(run())

@@ -104,6 +104,25 @@ def test_a_large_request_is_cut_into_calls_and_put_together(served: Served, batc
     np.testing.assert_array_equal(answers.kl, whole.kl)
 
 
+def test_a_large_request_is_the_work_of_all_threads(served: Served) -> None:
+    batcher = Batcher(3)
+    calling = slow(served)
+    images, _ = clean_images(48, seed=9)
+
+    async def run() -> None:
+        asked = asyncio.create_task(asker(batcher, served, calling)(images))
+        until = time.monotonic() + 10
+        while batcher.computing < 3 and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+        assert batcher.computing == 3
+        calling.gate.set()
+        await asked
+
+    asyncio.run(run())
+    batcher.close()
+    assert calling.sizes_seen == [16, 16, 16]
+
+
 def test_only_the_culprit_of_a_call_that_fails_fails(served: Served, batcher: Batcher) -> None:
     images, _ = clean_images(9, seed=3)
     images[:, 0, 0, 0] = np.arange(9)

@@ -12,12 +12,16 @@ from functools import lru_cache
 from starlette.datastructures import State
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.api.access import REQUEST_ID, bearer_of, known_keys, request_id_of
-from service.api.inference.infer import route_of
+from service import auth
+from service.api.access import REQUEST_ID, Admitted, bearer_of, first_of, known_keys, request_id_of, take_token
+from service.api.inference.infer import NEEDS, route_of
 from service.api.problems import INFERENCE, problem, status_of
+from service.errors import TooManyRequests, Unauthorized, Unavailable
+from service.limits import RateLimited
 from service.serving.admission import Admission
 from service.serving.engine import Engine
 from service.serving.telemetry import Answered
+from service.tables import ApiKey
 
 LARGEST_BYTES = 1024 * 1024
 """Of a body that is read to its end only to be refused."""
@@ -25,25 +29,41 @@ LARGEST_BYTES = 1024 * 1024
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-def admitted(state: State, path: str, headers: Headers) -> Admission | bytes | None:
+def admitted(state: State, path: str, headers: Headers) -> Admitted | bytes | None:
     """What a POST gets: its place, or a whole HTTP answer that refuses it; None where the application is to be asked.
 
-    The sender must be known: places are shared out among the tenants. The application still checks his key.
+    Only who may infer is let in or refused here: the key was seen valid a moment ago, and has the scope.
     """
-    found, sent = route_of(path), dict(headers)
+    found, sent = route_of(path), first_of(headers)
     if found is None or b"expect" in sent or not _is_small(sent):
         return None
-    tenant = known_keys(state).tenant(bearer_of(sent.get(b"authorization", b"").decode("latin-1")))
-    if tenant is None:
+    key = _known(state, sent)
+    if key is None or not auth.may(key, NEEDS.scopes):
         return None
-    engine: Engine = state.engine
-    given = engine.ask(tenant=tenant)
-    if isinstance(given, Admission):
+    given = _given(state, key)
+    if isinstance(given, Admitted):
         return given
     status = status_of(given)
     state.telemetry.answered(Answered("POST", found[0].path, status, 0.0))
     before, after = _refusal(given.code, given.message, given.retry_after_seconds, status)
     return before + request_id_of(headers).encode() + after
+
+
+def _known(state: State, sent: dict[bytes, bytes]) -> ApiKey | None:
+    try:
+        return known_keys(state).known(state.database, bearer_of(sent.get(b"authorization", b"")))
+    except Unauthorized:  # the application says so, and why
+        return None
+
+
+def _given(state: State, key: ApiKey) -> Admitted | TooManyRequests | Unavailable:
+    engine: Engine = state.engine
+    try:
+        take_token(state, key)
+    except RateLimited as error:
+        return error
+    admission = engine.ask(tenant=key.tenant)
+    return Admitted(key, admission) if isinstance(admission, Admission) else admission
 
 
 @lru_cache(maxsize=64)

@@ -58,8 +58,7 @@ async def _infer(everything: State, scope: Scope, receive: Receive, send: Send) 
 
 async def _answer(everything: State, scope: Scope, receive: Receive) -> Answer:
     try:
-        authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        key = await caller(everything, authorization.decode("latin-1"), inference=True)
+        key = await caller(everything, scope)
         content, header = await inferred(everything, scope, key, receive)
     except (WinnowError, OperationalError) as error:
         refused = await problems.answer(Request(scope), error)

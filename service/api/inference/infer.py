@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from service import auth
 from service.api import problems
-from service.api.access import Needs
+from service.api.access import ADMITTED, Admitted, Needs, first_of
 from service.api.bodies import receive_body
 from service.errors import WinnowError
 from service.references import ModelRef, parse_model_ref
@@ -27,8 +27,6 @@ BODY_SECONDS = 60.0
 SMALL_BYTES = 128 * 1024
 """Bodies up to this size are taken apart on the event loop: a thread would take longer to come."""
 HEADER_LENGTH = b"inference-header-content-length"
-ADMISSION = "admission"
-"""In the scope's state, where the request was let in as soon as its head was read."""
 
 
 class Infer:
@@ -52,9 +50,10 @@ async def inferred(everything: State, scope: Scope, key: ApiKey, receive: Receiv
     told: dict[str, str] = scope["path_params"]
     reference = model_of(told["model"], told.get("version"))
     engine: Engine = everything.engine
-    with scope["state"].pop(ADMISSION, None) or engine.admit(tenant=key.tenant):
+    admitted: Admitted | None = scope["state"].pop(ADMITTED, None)
+    with engine.admit(tenant=key.tenant) if admitted is None else admitted.admission:
         began = time.monotonic()
-        asked = await _read(dict(scope["headers"]), receive, everything)
+        asked = await _read(first_of(scope["headers"]), receive, everything)
         deadline = None if asked.timeout_s is None else began + asked.timeout_s
         answers = await engine.infer(reference, asked.images, asked.options, tenant=key.tenant, deadline=deadline)
     return answer(answers, asked.outputs, asked.id)
