@@ -19,7 +19,7 @@ from models.classifiers import Classifier
 from models.images import Images
 from models.lowering import LoweredTrunk, Precision, lowered
 from models.onnx_export import StudentGraphs, trace_trunk
-from models.onnx_parts import Part, joined
+from models.onnx_parts import Part
 from models.specs import ExportSpec
 from models.uncertainty import mc_probabilities
 
@@ -43,7 +43,7 @@ def precision_rows(data: Path, cache: Path, *, quick: bool) -> tuple[list[ClaimR
     for precision in PRECISIONS:
         part = lowered(trunk, sample, precision)
         lower = copy.deepcopy(student)
-        lower.lowered = LoweredTrunk(joined([part], ["images"], ["features"]))
+        lower.lowered = LoweredTrunk(part)
         answers = _answers(lower, images)
         lost, same = (right - int((answers == labels).sum())) / count, float((answers == exact).mean())
         rows.append(row(f"{name}/{precision}/accuracy-lost", f"<= {BOUND}", lost, lost <= BOUND, n=count))

@@ -6,7 +6,9 @@ n images, d features.
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +20,15 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from models.images import Images, check_images, chunks
 from models.onnx_parts import Part, joined
+
+_PATH = list(sys.path)
+from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: E402 - it puts its own folder on the path
+
+sys.path[:] = _PATH
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -37,21 +43,25 @@ class LoweredTrunk:
     Computes on the CPU, whatever device the images are on.
     """
 
-    def __init__(self, graph: bytes) -> None:
-        """graph: gives `features` of `images`, and of `masks` where it is a whole served graph."""
+    def __init__(self, part: Part) -> None:
+        """part: from `images` to `features`; what it gives besides is left out."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        graph = joined([part], ["images"], ["features"])
         self._session: Any = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        wanted = {node.name: node.shape for node in self._session.get_inputs()}
-        self._further = {"masks": np.ones((1, wanted["masks"][1]), np.float32)} if "masks" in wanted else {}
+
+    @classmethod
+    def of_graph(cls, graph: bytes) -> Self:
+        """Of a bundle's served graph."""
+        return cls(Part(onnx.load_from_string(graph)))
 
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """x: float (n, c, h, w) in [0, 1], of 8 bits. Features float32 (n, d), on its device."""
         pixels = (x_nchw.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
         parts = [
-            self._session.run(["features"], {"images": pixels[rows], **self._further})[0]
-            for rows in chunks(len(pixels), BATCH_SIZE)
+            self._session.run(["features"], {"images": pixels[rows]})[0] for rows in chunks(len(pixels), BATCH_SIZE)
         ]
         return torch.from_numpy(np.concatenate(parts)).to(x_nchw.device)
 
@@ -114,11 +124,14 @@ class _Sample(CalibrationDataReader):  # type: ignore[misc] # untyped
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without advice on preparing models, which is done here already."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
+    """Without the quantiser's advice on preparing models, which it gives to the root logger, and which is done here."""
+    root, here = logging.getLogger(), threading.get_ident()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != here or record.levelno >= logging.ERROR
+
+    root.addFilter(of_others)  # of a logger: for what is told to it and to no logger under it
     try:
         yield
     finally:
-        root.setLevel(level)
+        root.removeFilter(of_others)

@@ -145,10 +145,12 @@ def joined(parts: Sequence[Part], inputs: Sequence[str], outputs: Sequence[str])
     whole.CopyFrom(parts[0].model)
     del whole.graph.node[:], whole.graph.initializer[:], whole.graph.value_info[:]
     del whole.graph.input[:], whole.graph.output[:]
-    known = {each.domain for each in whole.opset_import}
-    for part in parts[1:]:
-        whole.opset_import.extend(each for each in part.model.opset_import if each.domain not in known)
-        known.update(each.domain for each in part.model.opset_import)
+    known = {each.domain: each.version for each in whole.opset_import}
+    for each in (each for part in parts[1:] for each in part.model.opset_import):
+        if known.setdefault(each.domain, each.version) != each.version:
+            raise ValueError(f"parts of two versions of the operators {each.domain!r} make no graph")
+        if all(own.domain != each.domain for own in whole.opset_import):
+            whole.opset_import.append(each)
     whole.graph.node.extend(nodes)
     whole.graph.initializer.extend(c for graph in graphs for c in graph.initializer if c.name in needed)
     whole.graph.input.extend(ends[name] for name in inputs)

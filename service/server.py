@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.access import ADMITTED, Admitted
 from service.api.inference.admitting import admitted
+from service.api.inference.infer import BODY_SECONDS
 from service.api.problems import problem
 from service.settings import Settings
 
@@ -25,35 +27,41 @@ MOST_HEAD_BYTES = 64 * 1024
 class Connection(HttpToolsProtocol):
     """One client's connection.
 
-    It refuses a request line and headers of more than MOST_HEAD_BYTES, give or take one read: the parser has no end.
+    It refuses more than MOST_HEAD_BYTES, give or take a read, that bring no body: a head, trailers, chunks' extensions
+    have no end for the parser. Trailers are no headers, and are dropped.
     What is no HTTP never comes to the application, and is answered in its form all the same. When the server stops, a
     request that is on its way over an idle connection is still answered, if it comes within IDLE_SECONDS. Inference is
     let in or refused here.
     """
 
-    _in_head = False
-    _head_bytes = 0  # of reads that held nothing else
-    _heads = 0
+    _in_head = _in_message = False
+    _gains = 0  # of messages and pieces of bodies
+    _vain_bytes = 0  # of reads in a row that gained nothing
     _leaving = False
     _refusal: bytes | None = None  # of the request that is being read
+    _patience: asyncio.TimerHandle | None = None  # with its body
     _admitted: tuple[Admitted, dict[str, Any]] | None = None  # the request under way, and the state of its scope
 
     def data_received(self, data: bytes) -> None:
-        heads = self._heads if self._in_head else None
+        gains = self._gains
         super().data_received(data)
-        if self._in_head and self._heads == heads:
-            self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEAD_BYTES:
-                self.send_400_response(f"The request line and headers are over {MOST_HEAD_BYTES} bytes.")
+        self._vain_bytes = self._vain_bytes + len(data) if self._in_message and self._gains == gains else 0
+        if self._vain_bytes > MOST_HEAD_BYTES:
+            self.send_400_response(f"The request line and headers are over {MOST_HEAD_BYTES} bytes.")
 
     def send_400_response(self, msg: str) -> None:
         self.transport.write(_as_http(problem(400, "bad_request", msg, headers={"connection": "close"})))
         self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes, self._heads = True, 0, self._heads + 1
+        self._in_head = self._in_message = True
+        self._gains += 1
         self._unset_keepalive_if_required()  # set by the refusal of a request that came in the same read
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -62,6 +70,7 @@ class Connection(HttpToolsProtocol):
             given = admitted(self.config.app.state, path, self.headers)  # type: ignore[union-attr]
             if isinstance(given, bytes):
                 self._refusal = given
+                self._patience = self.loop.call_later(BODY_SECONDS, self.transport.close)
                 return
             if given is not None:
                 self.scope["state"][ADMITTED] = given
@@ -71,14 +80,18 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
+        self._gains += 1
         if self._refusal is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._in_message = False
+        self._gains += 1
         if self._refusal is None:
             super().on_message_complete()
             return
         answer, self._refusal = self._refusal, None
+        self._end_patience()
         self.transport.write(answer)
         if self._leaving or self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive():
             self.transport.close()
@@ -90,6 +103,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
+        self._end_patience()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -110,6 +124,11 @@ class Connection(HttpToolsProtocol):
             self._admitted = None
             if state.pop(ADMITTED, None) is not None:
                 admitted.admission.leave()
+
+    def _end_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _idle(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)

@@ -118,7 +118,7 @@ def _as_served(student: Classifier, distilled: DistillSpec, bundle: Bundle) -> C
     if distilled.export.precision == "float32":
         return student
     served = copy.deepcopy(student)
-    served.lowered = LoweredTrunk(bundle.served)
+    served.lowered = LoweredTrunk.of_graph(bundle.served)
     return served
 
 

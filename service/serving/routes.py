@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
 import structlog
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError
 
 from service.errors import WinnowError
 from service.references import ModelRef
@@ -27,6 +28,9 @@ RENEWED_AFTER_SECONDS = 0.3
 
 ANSWER_FIRST_SECONDS = 0.005
 """So long does that look wait, so that it takes no time from the request that asks for it."""
+
+LOOKS = 3
+"""At most, where changes are told while the database is looked at."""
 
 REFUSED_SECONDS = 10.0
 """A version that could not take over is tried again after this."""
@@ -63,7 +67,7 @@ class Routes(Generic[ServedT]):
         self._look, self._peek, self._load, self._clock = look, peek, load, clock
         self._routes: dict[Place, Route] = {}
         self._looks: dict[Place, asyncio.Task[Key]] = {}
-        self._changes = 0
+        self._changes: Counter[tuple[str, str]] = Counter()
 
     def peek(self, place: Place) -> ServedT | None:
         """What answers, where that is known and in memory; costs next to nothing."""
@@ -103,8 +107,9 @@ class Routes(Generic[ServedT]):
 
     def changed(self, tenant: str, name: str) -> None:
         """Look before the next answer: an alias of this model has moved, or it has a new version."""
-        self._changes += 1
-        self._looks.clear()  # they may have seen what was before
+        self._changes[tenant, name] += 1
+        for place in [place for place in self._looks if (place[0], place[1].name) == (tenant, name)]:
+            del self._looks[place]  # it may have seen what was before
         for (whose, ref), route in self._routes.items():
             if (whose, ref.name) == (tenant, name):
                 route.looked_at, route.refused = -FRESH_SECONDS, None
@@ -120,7 +125,7 @@ class Routes(Generic[ServedT]):
         try:
             await asyncio.sleep(ANSWER_FIRST_SECONDS)
             await self.find(place)
-        except (WinnowError, SQLAlchemyError) as error:  # the next request asks again, and is told
+        except Exception as error:  # noqa: BLE001 - the next request asks again, and is told
             log.debug("a model's meaning was not renewed", model=str(place[1]), reason=str(error))
         finally:
             route.renewal = None
@@ -128,8 +133,10 @@ class Routes(Generic[ServedT]):
     async def _through(self, place: Place, route: Route | None, meant: Key) -> ServedT:
         present = None if route is None or route.key == meant else self._peek(route.key)
         if route is None or present is None or self._peek(meant) is not None:
+            changes = self._changed(place)
             served = await self._load(meant)
-            self._routes[place] = Route(meant, self._clock())
+            known = self._clock() if changes == self._changed(place) else -FRESH_SECONDS
+            self._routes[place] = Route(meant, known)
             return served
         route.looked_at = self._clock()
         if route.swap is None and not self._was_refused(route, meant):
@@ -151,12 +158,17 @@ class Routes(Generic[ServedT]):
             route.swap = None
 
     async def _meant(self, place: Place) -> Key:
-        """As it is after the last change that was told."""
-        while True:
-            changes = self._changes
+        """As it is after the last change that was told, unless there is one after the other."""
+        for _ in range(LOOKS):
+            changes = self._changed(place)
             meant = await self._looked(place)
-            if changes == self._changes:
-                return meant
+            if changes == self._changed(place):
+                break
+        return meant
+
+    def _changed(self, place: Place) -> int:
+        """How often that was told of this model."""
+        return self._changes[place[0], place[1].name]
 
     async def _looked(self, place: Place) -> Key:
         """One look at the database, however many ask."""

@@ -16,7 +16,7 @@ from models.filtering import Filter
 from models.images import Images, to_float
 from models.lowering import LoweredTrunk, Precision, lowered
 from models.onnx_export import StudentGraphs, check_parity, run_graph, trace_trunk
-from models.onnx_parts import Part, joined
+from models.onnx_parts import Part
 from models.seeding import seeded
 from models.specs import ClassifierSpec
 from models.uncertainty import mc_probabilities
@@ -54,7 +54,7 @@ def part(request: pytest.FixtureRequest, trunk: Part) -> Part:
 
 def lowered_copy(student: Classifier, part: Part) -> Classifier:
     network = copy.deepcopy(student)
-    network.lowered = LoweredTrunk(joined([part], ["images"], ["features"]))
+    network.lowered = LoweredTrunk(part)
     return network
 
 
@@ -101,7 +101,7 @@ def test_the_whole_graphs_compute_what_the_lowered_student_does(student: Classif
 
 def test_a_served_graph_stands_in_for_the_trunk_too(student: Classifier, part: Part) -> None:
     graphs, images = StudentGraphs(student, None, SHAPE, trunk=part), drawn(5, seed=4)
-    from_bundle = LoweredTrunk(graphs.served)
+    from_bundle = LoweredTrunk.of_graph(graphs.served)
     np.testing.assert_allclose(
         from_bundle(to_float(images)), lowered_copy(student, part).trunk(to_float(images)), atol=1e-5
     )

@@ -183,6 +183,19 @@ def test_who_reads_no_refusals_gets_no_more_of_them(app: Gateway, key: str) -> N
     assert 0 < largest[0] < 8 * 1024 * 1024
 
 
+def test_a_refused_sender_whose_body_never_comes_is_not_waited_for(
+    app: Gateway, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.server.BODY_SECONDS", 0.3)
+    with serving(app, key=key) as client, ExitStack() as inside:
+        connection = inside.enter_context(connected(client))
+        assert code(connection, bearing(key) + b"\r\n{}") == "bad_inference_request"
+        for _ in range(PLACES):
+            inside.enter_context(app.state.engine.admit())
+        connection.sendall(bearing(key) + b"\r\n{")
+        assert connection.recv(1000) == b"", "closed"
+
+
 def test_what_nobody_foresaw_is_told_in_the_protocols_form(
     app: Gateway, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,18 @@ def test_a_body_behind_a_head_in_two_pieces_is_no_head(address: tuple[str, int])
         assert asked(connection, b"\r\n" + bytes(200_000))[0].startswith(b"http/1.1 405 ")
 
 
+@pytest.mark.parametrize("line", [b"X-A: " + b"y" * 1000 + b"\r\n", b"y" * 1000])
+def test_trailers_without_an_end_are_refused(address: tuple[str, int], line: bytes) -> None:
+    """Many short ones, and one long one; the body before them has ended."""
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(b"POST /healthz HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        time.sleep(0.05)
+        with pytest.raises(OSError):
+            for _ in range(3000):
+                connection.sendall(line)
+                time.sleep(0.001)
+
+
 def test_a_full_house_refuses_who_is_known_before_the_application_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.errors import NotFound
 from service.references import parse_model_ref
 from service.serving.loaded import Key
-from service.serving.routes import ANSWER_FIRST_SECONDS, FRESH_SECONDS, RENEWED_AFTER_SECONDS, Place, Routes
+from service.serving.routes import ANSWER_FIRST_SECONDS, FRESH_SECONDS, LOOKS, RENEWED_AFTER_SECONDS, Place, Routes
 
 PLACE: Place = ("a", parse_model_ref("signs"))
 PINNED: Place = ("a", parse_model_ref("signs@1"))
@@ -83,5 +83,45 @@ def test_a_model_that_is_gone_answers_no_more_once_that_is_known() -> None:
         house.gone = False
         await routes.find(PLACE)
         assert routes.peek(PLACE) is not None
+
+    asyncio.run(run())
+
+
+def test_a_change_that_is_told_while_a_version_loads_is_not_missed() -> None:
+    async def run() -> None:
+        house = House()
+
+        async def load(key: Key) -> Key:
+            if house.meant[2] == 1:
+                house.meant = ("a", "signs", 2)
+                routes.changed("a", "signs")
+            return key
+
+        routes: Routes[Key] = Routes(house.look, house.peek, load, clock=lambda: house.now)
+        assert await routes.find(PLACE) == ("a", "signs", 1)
+        assert routes.peek(PLACE) is None, "it looks again before the next answer"
+        assert await routes.find(PLACE) == ("a", "signs", 2)
+
+    asyncio.run(run())
+
+
+def test_changes_of_one_model_do_not_hold_up_another_nor_for_ever_its_own() -> None:
+    async def run() -> None:
+        house = House()
+        routes = house.routes()
+
+        async def look(place: Place) -> Key:
+            house.looks += 1
+            for _ in range(3):
+                routes.changed("a", "signs")
+                await asyncio.sleep(0)
+            return place[0], place[1].name, 1
+
+        routes._look = look
+        other = ("b", parse_model_ref("cats"))
+        assert await asyncio.wait_for(routes.find(other), 5) == ("b", "cats", 1)
+        assert house.looks == 1
+        assert await asyncio.wait_for(routes.find(PLACE), 5) == ("a", "signs", 1)
+        assert house.looks == 1 + LOOKS
 
     asyncio.run(run())

@@ -45,7 +45,8 @@ def admitted(state: State, path: str, headers: Headers) -> Admitted | bytes | No
         return given
     status = status_of(given)
     state.telemetry.answered(Answered("POST", found[0].path, status, 0.0))
-    before, after = _refusal(given.code, given.message, given.retry_after_seconds, status)
+    made = _refusal.__wrapped__ if isinstance(given, RateLimited) else _refusal  # its text is new every time
+    before, after = made(given.code, given.message, given.retry_after_seconds, status)
     return before + request_id_of(headers).encode() + after
 
 
