@@ -124,7 +124,7 @@ def write_evaluation(
         flags=document["gradient_masking"],
         clean=trial.clean,
         examples=examples,
-        warnings=[],
+        warnings=subject.warnings,
         versions=library_versions(),
         seconds=context.progress.close(),
         notes={"alpha": subject.alpha},

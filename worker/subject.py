@@ -50,6 +50,7 @@ class Subject:
     answer: Answer
     alpha: float
     classes: list[str]
+    warnings: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,9 @@ def load_subject(context: Context, spec: EvaluateSpec, watch: Watch) -> Subject:
         foreign=_foreign(context, trained_on, spec, watch) if "transfer-foreign" in spec.chosen else (),
         temperature=distilled.temperature,
     )
-    return Subject(registry.reference_of(row), target, answer, alpha, list(bundle.classes))
+    return Subject(
+        registry.reference_of(row), target, answer, alpha, list(bundle.classes), _warnings(distilled.export.precision)
+    )
 
 
 def _model(context: Context) -> ModelVersion:
@@ -111,6 +114,15 @@ def _model(context: Context) -> ModelVersion:
 def _network(context: Context, bundle: Bundle, prefix: str, name: str, spec: ClassifierSpec) -> Classifier:
     data = context.storage.read(f"{prefix}/{name}.safetensors")
     return load_network(data, spec, num_classes=len(bundle.classes), image_shape=bundle.image_shape)
+
+
+def _warnings(precision: str) -> list[str]:
+    if precision == "float32":
+        return []
+    return [
+        f"The student is served in {precision}, and what the served model answers is judged in it. Attacks follow the "
+        "gradients of its float32 weights, and the rows of the student alone are of those."
+    ]
 
 
 def _as_served(student: Classifier, distilled: DistillSpec, bundle: Bundle) -> Classifier:

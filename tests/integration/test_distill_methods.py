@@ -71,6 +71,7 @@ def test_a_student_in_bytes_is_calibrated_measured_and_evaluated_as_it_is_served
     params = {"suite": "quick", "max_images": 40}
     job = client.submit("evaluate", model=result["model"], dataset=sets["trusted"], params=params)
     assert finished(client, job, timeout_s=230).result is not None
+    assert "served in int8" in client.report(job.id).decode()
 
 
 @pytest.mark.slow
