@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -164,11 +163,6 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         return cls(config, on_stop=app.state.feeds.close)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        gc.collect()
-        gc.freeze()  # what was imported stays: to go through it again would hold up an answer by tens of milliseconds
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_stop()

@@ -200,6 +200,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(home: Path, fake: FakeWinnow)
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # whatever began the tests ignores
     )
     deadline = time.monotonic() + 20
     while not fake.received and time.monotonic() < deadline:

@@ -171,7 +171,7 @@ def test_a_killed_supervisor_leaves_nothing_and_frees_the_home_only_then(tmp_pat
     """
     (tmp_path / "private").mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-c", textwrap.dedent(program), str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and "ready" in process.stdout.readline()
     state = read_state(tmp_path)

@@ -20,7 +20,7 @@ def worst(answer: Answer, levels: list[int]) -> list[AttackExample]:
     """Of FGSM, which adds four levels, on images that are all of the class "dark"."""
     images, labels = greys(np.array(levels)), np.zeros(len(levels), np.int64)
     target = Target(OfMean(), answer=answer, alpha=0.05)
-    subject = Subject("greys@1", target, answer, 0.05, ["dark", "bright"])
+    subject = Subject("greys@1", target, answer, 0.05, ["dark", "bright"], [])
     return worst_cases(subject, images, labels, evaluate(target, images, labels, SPEC, watch=Silent()))
 
 
