@@ -136,7 +136,7 @@ def _needed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> tuple[list[on
 def joined(parts: Sequence[Part], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
     """One ONNX graph of all parts, in the order they run: equal names of inputs and outputs are the same value.
 
-    What none of the outputs needs is left out.
+    What none of the outputs needs is left out. Raises ValueError where parts want operators of different versions.
     """
     graphs = [part.named(f"{number}/") for number, part in enumerate(parts)]
     ends = {name: value for part in reversed(parts) for name, value in part.ends.items()}
@@ -145,12 +145,12 @@ def joined(parts: Sequence[Part], inputs: Sequence[str], outputs: Sequence[str])
     whole.CopyFrom(parts[0].model)
     del whole.graph.node[:], whole.graph.initializer[:], whole.graph.value_info[:]
     del whole.graph.input[:], whole.graph.output[:]
-    known = {each.domain: each.version for each in whole.opset_import}
-    for each in (each for part in parts[1:] for each in part.model.opset_import):
-        if known.setdefault(each.domain, each.version) != each.version:
+    operators: dict[str, onnx.OperatorSetIdProto] = {}
+    for each in (each for part in parts for each in part.model.opset_import):
+        if operators.setdefault(each.domain, each).version != each.version:
             raise ValueError(f"parts of two versions of the operators {each.domain!r} make no graph")
-        if all(own.domain != each.domain for own in whole.opset_import):
-            whole.opset_import.append(each)
+    del whole.opset_import[:]
+    whole.opset_import.extend(operators.values())
     whole.graph.node.extend(nodes)
     whole.graph.initializer.extend(c for graph in graphs for c in graph.initializer if c.name in needed)
     whole.graph.input.extend(ends[name] for name in inputs)

@@ -111,3 +111,11 @@ def test_a_served_graph_stands_in_for_the_trunk_too(student: Classifier, part: P
 def test_the_same_images_give_the_same_graph(trunk: Part, precision: Precision) -> None:
     first, second = (lowered(trunk, drawn(48), precision).model for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+def test_parts_of_different_operators_are_not_put_together(student: Classifier, trunk: Part) -> None:
+    other = onnx.ModelProto()
+    other.CopyFrom(trunk.model)
+    other.opset_import[0].version -= 1
+    with pytest.raises(ValueError, match="two versions of the operators"):
+        _ = StudentGraphs(student, None, SHAPE, trunk=Part(other)).student
