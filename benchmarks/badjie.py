@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from benchmarks import attackers, datasets
 from benchmarks.datasets import ImageSet, split
 from benchmarks.detection_record import Measured, Record, Run, share
-from benchmarks.detection_setting import auroc, fitted_filter, shown
+from benchmarks.detection_setting import fitted_filter, shown
 from benchmarks.figures import curve, panels, plain, save
-from models.calibration import infer_threshold
+from models.calibration import auroc, infer_threshold
 from models.filtering import FilterFit
 from models.seeding import derive_seed
 from models.specs import SanitiseSpec

@@ -14,7 +14,6 @@ from benchmarks.detection_setting import (
     Looked,
     Setting,
     Shown,
-    auroc,
     fitted_filters,
     groups_of,
     kept,
@@ -25,6 +24,7 @@ from benchmarks.detection_setting import (
 from models.attacks.label_noise import Flip, SymmetricFlip
 from models.attacks.poisoning import poison
 from models.attacks.triggers import Blend, Patch, Stripes, Trigger
+from models.calibration import auroc
 from models.filtering import CrossFit
 
 ALPHA = 0.02

@@ -17,14 +17,14 @@ from benchmarks import attackers
 from benchmarks.attackers import Attack
 from benchmarks.datasets import split
 from benchmarks.detection_record import SHOWN, Bar, Measured, at_least, share
-from benchmarks.detection_setting import Setting, auroc, fitted_filter, shown
+from benchmarks.detection_setting import Setting, fitted_filter, shown
 from models.attacks.adaptive import adaptive_attack
 from models.attacks.carlini_wagner import carlini_wagner
 from models.attacks.deepfool import deepfool
 from models.attacks.gradient import fgsm, ifgsm, pgd
 from models.attacks.guarded import Guarded
 from models.attacks.saliency import jsma_untargeted
-from models.calibration import conformal_p_values, threshold_at_fpr
+from models.calibration import auroc, conformal_p_values, threshold_at_fpr
 from models.detectors.residual_energy import residual_energy
 from models.filtering import Filter
 from models.seeding import derive_seed

@@ -26,7 +26,7 @@ from models.panel.classifier import PanelClassifier
 from models.panel.detectors import LabelLoss, PoisonGain
 from models.panel.panel import Panel
 from models.panel.purification import CrossFitted, Purified
-from models.specs import SanitiseSpec
+from models.specs import ResidualSpec, SanitiseSpec
 from models.training import Forgetful, Silent
 from service.datasets.shard_writing import ShardWriter
 from service.datasets.shards import Row, ShardReader
@@ -128,7 +128,8 @@ def _write(folder: Path, count: int) -> None:
 def _score(folder: Path, count: int) -> None:
     """With the default filter and panel, whose weights do not matter here."""
     shape = (MEMORY_SIDE, MEMORY_SIDE, 3)
-    layers = {"width": 24, "depth": 5, "eps_linf": 0.01}
+    own = ResidualSpec()
+    layers = {"width": own.width, "depth": own.depth, "eps_linf": 0.01}
     fitted = Filter(build("residual", shape, layers).eval(), shape, layers)
     networks = CrossFitted(tuple(PanelClassifier(image_shape=shape, num_classes=10, width=16).eval() for _ in range(2)))
     purified = Purified(networks, networks, np.ones(1, np.bool_), ())

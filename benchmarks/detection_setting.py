@@ -179,7 +179,7 @@ def look(
 
 def kept(setting: Setting, name: str, make: Callable[[], Looked], *, refit: bool = False) -> Looked:
     """What `make` makes, or what it made the last time under the same name and settings, by the same code."""
-    digest = hashlib.sha256(f"{setting.quick} {setting.panel.model_dump_json(exclude={'detectors'})}".encode())
+    digest = hashlib.sha256(f"{setting.spec.filter!r} {setting.panel.model_dump_json(exclude={'detectors'})}".encode())
     for package in FITTED_BY:
         for source in sorted((Path(models.__file__).parent / package).glob("*.py")):
             digest.update(source.read_bytes())
@@ -192,13 +192,6 @@ def kept(setting: Setting, name: str, make: Callable[[], Looked], *, refit: bool
     setting.scratch.mkdir(parents=True, exist_ok=True)
     np.savez(path, **{key: np.asarray(value) for key, value in vars(made).items()})
     return made
-
-
-def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> float:
-    """The chance that a positive scores above a negative, ties counting half."""
-    ordered = np.sort(negative)
-    below = np.searchsorted(ordered, positive, side="left") + np.searchsorted(ordered, positive, side="right")
-    return float(below.mean() / 2 / len(negative))
 
 
 def groups_of(data: ImageSet, rows: Labels) -> Labels:

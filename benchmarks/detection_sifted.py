@@ -17,11 +17,11 @@ from benchmarks.detection_setting import (
     Looked,
     Setting,
     Shown,
-    auroc,
     fitted_filters,
     groups_of,
     kept,
 )
+from models.calibration import auroc
 from models.panel.panel import fit_panel
 from models.panel.pool import Pool, folds_of
 from models.panel.sifting import starting_set, trusted_at_last

@@ -39,10 +39,10 @@ class ResidualSpec(Spec):
     """Residual denoiser: x̂ = x − ε·n(x), trained to predict the perturbation itself."""
 
     kind: Literal["residual"] = "residual"
-    width: Width = 24
+    width: Width = 16
     depth: Annotated[int, Field(ge=2, le=20)] = 5
     max_images: MaxImages = 8000
-    fit: FitSpec = FitSpec(epochs=15, batch_size=64, optimizer="adam", peak_lr=4e-3)
+    fit: FitSpec = FitSpec(epochs=25, batch_size=64, optimizer="adam", peak_lr=4e-3, clip_norm=0.5)
 
 
 class BottleneckSpec(Spec):

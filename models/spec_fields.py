@@ -76,6 +76,9 @@ class FitSpec(Spec):
         0.9, description="of sgd, and Adam's first decay; one_cycle has its own, from 0.95 to 0.85 and back"
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None, description="a step whose gradient is longer, in the Euclidean norm, is shortened to this; None: never"
+    )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     patience: Annotated[int, Field(ge=1, le=500)] | None = Field(
         None,

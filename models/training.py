@@ -182,6 +182,8 @@ class _Fit:
         self._optimizer.zero_grad(set_to_none=True)
         value: Tensor = self._step(own, rng)
         (value if weight == 1.0 else value * weight).backward()  # type: ignore[no-untyped-call]
+        if self._spec.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._spec.clip_norm)
         self._optimizer.step()
         return self._ranks.mean(value.detach() * weight)
 

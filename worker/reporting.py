@@ -11,6 +11,7 @@ from models.panel.detectors import MODULES
 from models.specs import EvaluateSpec
 from service.datasets import repository as datasets
 from service.jobs.verdicts import Verdicts
+from worker.caveats import caveats
 from worker.context import Context
 from worker.exhibits import gallery
 from worker.fitting import Fitted, filter_phase
@@ -63,7 +64,7 @@ def write_sanitise(
         labels=fitted.listings.candidates.labels,
         gallery=gallery(fitted, judgement),
         rates_are=judgement.rates_are,
-        warnings=_warnings(judgement),
+        warnings=caveats(judgement, own.notes["told_apart"]),
         notes=own.notes | ({"panel": fitted.panel_fit.notes} if fitted.panel_fit else {}),
         versions=library_versions(),
         seconds=context.progress.close(),
@@ -99,16 +100,6 @@ def _discovery(judgement: Judgement) -> Discovery | None:
     if judgement.rate is None or judgement.level is None or judgement.smallest_share is None:
         return None
     return Discovery(judgement.rate, judgement.level, judgement.smallest_share)
-
-
-def _warnings(judgement: Judgement) -> list[str]:
-    if judgement.rate is not None:
-        return []
-    flagged = judgement.calibration_flagged
-    return [
-        "A fixed threshold promises no rate. On trusted images held out of every fit it flags "
-        f"{flagged['share']:.2%} (95 % interval {flagged['low']:.2%} to {flagged['high']:.2%}, n = {flagged['n']})."
-    ]
 
 
 def write_evaluation(

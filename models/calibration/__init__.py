@@ -18,6 +18,7 @@ from models.calibration.discoveries import adjusted_p_values, benjamini_hochberg
 from models.calibration.intervals import realised_rate_bounds, wilson_interval
 from models.calibration.joint import JointTest
 from models.calibration.per_class import PanelTest, PerClassTest, class_p_values
+from models.calibration.separation import auroc
 
 __all__ = [
     "AlphaTooSmall",
@@ -29,6 +30,7 @@ __all__ = [
     "PerClassTest",
     "Ranks",
     "adjusted_p_values",
+    "auroc",
     "benjamini_hochberg",
     "check_alpha",
     "check_alpha_per_class",

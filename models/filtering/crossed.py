@@ -59,11 +59,13 @@ class CrossFit:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """JSON-able; the first filter's, and the seconds of all of them."""
+        """JSON-able; the first filter's, the seconds of all of them, and how well the worst of them tells apart."""
         seconds = {
             phase: sum(fit.notes["seconds"][phase] for fit in self.fits) for phase in self.fits[0].notes["seconds"]
         }
-        return {**self.fits[0].notes, "filters": len(self.fits), "seconds": seconds}
+        told = [fit.notes["told_apart"] for fit in self.fits if fit.notes["told_apart"] is not None]
+        own = {"filters": len(self.fits), "told_apart": min(told, default=None), "seconds": seconds}
+        return {**self.fits[0].notes, **own}
 
     def classify(self, images: Images, folds: Labels) -> Labels:
         """The label (n,) that the surrogates of the image's filter give it. Raises NoSurrogates."""

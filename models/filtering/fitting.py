@@ -14,6 +14,7 @@ import torch
 
 from models.filter_specs import BottleneckSpec, ConvolutionalSpec, FilterSpec, ResidualSpec
 from models.filtering.losses import convolutional_loss, denoising_loss, residual_loss
+from models.filtering.told_apart import told_apart
 from models.filtering.trained import Filter, build
 from models.images import Images, check_images
 from models.perturbations import craft
@@ -100,6 +101,7 @@ def fit_filter(
         "images": len(images),
         "perturbations": 0 if material.deltas is None else len(material.deltas),
         "surrogates": {surrogate.name: surrogate.validation_accuracy for surrogate in surrogates},
+        "told_apart": _told_apart(fitted, material, spec),
         "seconds": clock.close(),
     }
     return FilterFit(fitted, losses, surrogates, notes)
@@ -134,14 +136,23 @@ def fit_autoencoder(
     layers = _layers(own, spec)
     with seeded(seed):
         network = build(own.kind, image_shape, layers)
-    batches = ShortEpochs(
-        ImageBatches(material.images, *material.targets, spec=own.fit, seed=seed, samples_an_epoch=SAMPLES_AN_EPOCH),
-        max(1, round(SAMPLES_AN_EPOCH / own.fit.batch_size)),
-    )
+    batches = ShortEpochs(_batches(material, spec), max(1, round(SAMPLES_AN_EPOCH / own.fit.batch_size)))
     losses = fit(
         network, batches, loss_of(spec), own.fit, seed=seed, watch=watch, checkpoints=checkpoints, name=CHECKPOINT
     )
     return Filter(network, image_shape, layers), losses
+
+
+def _batches(material: Material, spec: SanitiseSpec) -> ImageBatches:
+    """The same images held out whenever it is asked."""
+    seed, own = derive_seed(spec.seed, CHECKPOINT), spec.filter.fit
+    return ImageBatches(material.images, *material.targets, spec=own, seed=seed, samples_an_epoch=SAMPLES_AN_EPOCH)
+
+
+def _told_apart(fitted: Filter, material: Material, spec: SanitiseSpec) -> float | None:
+    if material.deltas is None:
+        return None
+    return told_apart(fitted.network, _batches(material, spec), eps_linf=spec.perturbation.eps_linf)
 
 
 def loss_of(spec: SanitiseSpec) -> Loss:

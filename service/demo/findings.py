@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.calibration import realised_rate_bounds, wilson_interval
+from models.calibration import auroc, realised_rate_bounds, wilson_interval
 from service.client import Prediction, Verdict
 from service.demo.material import Material
 from service.demo.pipeline import Answers
@@ -109,12 +109,6 @@ def _refusals(alpha: float, told: Mapping[str, Sequence[Prediction]], num_calibr
     share = {kind: _share(p.abstained for p in predictions) for kind, predictions in told.items()}
     bounds = realised_rate_bounds(alpha, num_calibration, share["clean"].n, CONFIDENCE)
     return Refusals(alpha, share, {kind: _reasons(predictions) for kind, predictions in told.items()}, bounds)
-
-
-def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """Share of (positive, negative) pairs in which the positive scores higher; ties count half."""
-    pairs = [(p > n) + 0.5 * (p == n) for p in positives for n in negatives]
-    return sum(pairs) / len(pairs)
 
 
 def _quarantined(rows: Sequence[Verdict]) -> Share:

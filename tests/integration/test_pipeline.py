@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from models.evaluate_specs import CHEAP
 from service.client import Job, WinnowClient
 from service.embedded.running import RunningStack
 from tests.integration.conftest import FAST_FILTER, Digits, finished
+from worker.caveats import POORLY_TOLD
 
 FAST_BADJIE: dict[str, Any] = {
     "preset": "badjie",
@@ -133,6 +135,9 @@ def test_other_ways_to_sanitise(client: WinnowClient, sets: dict[str, str], para
     if kept:
         assert client.dataset(job.result["dataset"]).num_samples == kept
     assert job.result["rates_are"] == ("held" if "false_quarantine_rate" in params else "estimated")
+    report = json.loads(client.report(job.id, "json"))
+    told = any("hardly tells" in warning for warning in report["warnings"])
+    assert told == (report["notes"]["told_apart"] < POORLY_TOLD)
 
 
 def test_a_corrupt_image_among_good_ones_is_a_row_of_the_report(client: WinnowClient) -> None:

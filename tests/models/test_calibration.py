@@ -16,6 +16,7 @@ from models.calibration import (
     ClassesTooSmall,
     JointTest,
     PerClassTest,
+    auroc,
     check_alpha,
     check_alpha_per_class,
     class_p_values,
@@ -307,3 +308,20 @@ def test_classes_with_too_few_calibration_samples_are_named_with_the_alpha_they_
 def test_labels_that_do_not_fit_the_scores_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
         class_p_values(np.zeros(3), np.zeros(2, np.int64), np.zeros(2), np.zeros(2, np.int64))
+
+
+def test_auroc_of_small_cases() -> None:
+    assert auroc([2, 3], [0, 1]) == 1
+    assert auroc([0], [1]) == 0
+    assert auroc([1, 1], [1]) == 0.5
+    assert auroc([0, 2], [1]) == 0.5
+    for positive, negative in (([], [1]), ([1], [])):
+        with pytest.raises(ValueError, match="of both kinds"):
+            auroc(positive, negative)
+
+
+@steady
+@given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))
+def test_auroc_is_the_share_of_pairs_in_order(positive: list[int], negative: list[int]) -> None:
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    assert auroc(positive, negative) == pytest.approx(sum(pairs) / len(pairs))

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from models.attacks.gradient import fgsm, to_8bit
+from models.calibration import auroc
 from models.filtering import CrossFit, Filter, FilterFit, OtherShape, UnknownFilter, cross_fit_filter, fit_filter
 from models.images import Images, NotImages, to_float, to_uint8
 from models.perturbations import add, craft
@@ -116,15 +117,27 @@ def poisoned(digits: tuple[Images, npt.NDArray[np.int64]]) -> Images:
     return to_uint8(to_8bit(fgsm(attacker, x[:200], y[:200], eps_linf=0.01)))
 
 
-def _auroc(clean: npt.NDArray[np.float32], perturbed: npt.NDArray[np.float32]) -> float:
-    return float((perturbed[:, None] > clean[None]).mean())
+def test_a_fit_is_checked_on_images_held_out_of_it(
+    fitted: FilterFit, badjie: FilterFit, digits: tuple[Images, npt.NDArray[np.int64]]
+) -> None:
+    """The residual filter tells; a reconstruction error does not see what is a hundred times smaller than itself."""
+    assert fitted.notes["told_apart"] > 0.95
+    assert 0.4 < badjie.notes["told_apart"] < 0.75
+    nothing_held_out = {**QUICK, "filter": {**QUICK["filter"], "fit": {"epochs": 1, "validation_share": 0}}}
+    assert _fitted(digits[0][:100], digits[1][:100], nothing_held_out).notes["told_apart"] is None
+
+
+def test_a_fit_that_ran_away_is_told(digits: tuple[Images, npt.NDArray[np.int64]]) -> None:
+    """At a rate this high the network soon gives every pixel the same answer, and its loss stays a finite number."""
+    runaway = {**QUICK["filter"], "fit": {"epochs": 2, "peak_lr": 0.3, "validation_share": 0.2}}
+    assert _fitted(digits[0][:FIT], digits[1][:FIT], {**QUICK, "filter": runaway}).notes["told_apart"] < 0.75
 
 
 def test_it_finds_what_an_unseen_network_perturbed(
     fitted: FilterFit, digits: tuple[Images, npt.NDArray[np.int64]], poisoned: Images
 ) -> None:
     clean = fitted.filter.score(digits[0][800:1200])
-    assert _auroc(clean, fitted.filter.score(poisoned)) > 0.95
+    assert auroc(fitted.filter.score(poisoned), clean) > 0.95
     assert clean.dtype == np.float32
     assert fitted.filter.score_name == "residual_energy"
 

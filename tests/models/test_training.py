@@ -109,6 +109,22 @@ def test_a_resumed_fit_ends_in_the_same_bits(optimizer: str) -> None:
     assert not _same(broken, whole)
 
 
+def test_no_step_is_longer_than_asked() -> None:
+    """Under plain SGD of one step the weights move by the rate times the shortened gradient, in its direction."""
+    moved = {}
+    for clip_norm in (None, 1e-3, 1e3):
+        given = {"epochs": 1, "batch_size": 90, "optimizer": "sgd", "peak_lr": 1.0, "schedule": "constant"}
+        spec = FitSpec.model_validate({**given, "momentum": 0, "validation_share": 0, "clip_norm": clip_norm})
+        before, after = _network(), _network()
+        _fit(after, spec, Silent(), Shelf())
+        pairs = zip(after.parameters(), before.parameters(), strict=True)
+        moved[clip_norm] = torch.cat([(new - old).flatten() for new, old in pairs]).detach()
+    assert moved[1e-3].norm() == pytest.approx(1e-3, rel=1e-2)
+    assert moved[None].norm() > 0.01
+    assert torch.equal(moved[1e3], moved[None])
+    assert F.cosine_similarity(moved[1e-3], moved[None], dim=0) > 0.99
+
+
 def test_a_finished_fit_is_not_made_again() -> None:
     shelf, first, second, recorder = Shelf(), _network(), _network(), Recorder()
     wanted = _fit(first, _spec(), Silent(), shelf)

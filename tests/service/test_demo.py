@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from service.client import Job, Prediction, Verdict
-from service.demo.findings import Findings, Share, auroc, findings
+from service.demo.findings import Findings, Share, findings
 from service.demo.material import Material, MaterialInTheMaking
 from service.demo.pipeline import Answers
 from service.demo.show import show_bars, show_findings
@@ -101,12 +101,6 @@ def test_the_table_fits_a_plain_terminal() -> None:
     show_findings(console, measured(), material({}))
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert "100.00%" in told and "10 of 10" in told and "PGD, margin loss" in told and "…" not in told
-
-
-def test_auroc_of_small_cases() -> None:
-    assert auroc([2, 3], [0, 1]) == 1
-    assert auroc([0], [1]) == 0
-    assert auroc([1, 1], [1]) == 0.5
 
 
 @pytest.mark.slow
