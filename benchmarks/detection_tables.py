@@ -159,6 +159,19 @@ TABLES: dict[str, Table] = {
             ("shift/{set}/{line}/reported", min),
         ),
     ),
+    "scale": Table(
+        "detection",
+        "measured",
+        {
+            "seconds of a fit on 8,000 images, under 60 wanted": "fit-8000",
+            "images a second, shards to p-values, over a bare forward pass in the same batches, 0.85 wanted": (
+                "scored-over-forward"
+            ),
+            "peak memory for 200,000 images over that for 20,000, at most 1.2 wanted": "peak-memory-ratio",
+        },
+        (("scale/(?:{set}/)?{line}", max),),
+        ("cifar10",),
+    ),
     "badjie": Table(
         "badjie",
         "least AUROC",
