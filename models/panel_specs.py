@@ -31,7 +31,8 @@ class PanelSpec(Spec):
         description="each more costs the others a part of the error rate they share",
     )
     max_images: Annotated[int, Field(ge=500)] = Field(
-        20_000, description="candidates and held-out images drawn to fit the panel on, at most"
+        20_000,
+        description="candidates that the panel is fitted on, at most; trusted ones come on top, the filter's a fold",
     )
     rounds: Annotated[int, Field(ge=1, le=10)] = Field(3, description="of taking in what the round before confirmed")
     steps: Annotated[int, Field(ge=10, le=100_000)] = Field(

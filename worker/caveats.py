@@ -15,8 +15,8 @@ def caveats(judgement: Judgement, told_apart: float | None) -> list[str]:
         found.append(
             "The filter hardly tells perturbed images from clean ones: on trusted images held out of its fit, the "
             f"AUROC between them and their own perturbed copies is {told_apart:.3f}. What it flags here it flags "
-            "mostly by chance. Other settings of the filter (a smaller fit.peak_lr, a fit.clip_norm, more images) or "
-            "the preset residual may tell more."
+            "mostly by chance. The kind residual, a smaller filter.fit.peak_lr, a filter.fit.clip_norm or more trusted "
+            "images may tell more."
         )
     if judgement.rate is None:
         flagged = judgement.calibration_flagged

@@ -27,7 +27,7 @@ def test_a_filter_that_tells_apart_under_a_rate_needs_no_word(told_apart: float 
 @pytest.mark.parametrize("told_apart", [0.03, 0.497, 0.749])
 def test_a_filter_that_learnt_nothing_is_told_with_its_figure(told_apart: float) -> None:
     (told,) = caveats(judged(false_quarantine_rate=0.05), told_apart)
-    assert "hardly tells" in told and f"{told_apart:.3f}" in told and "fit.peak_lr" in told
+    assert "hardly tells" in told and f"{told_apart:.3f}" in told and "filter.fit.peak_lr" in told
 
 
 def test_a_fixed_threshold_comes_with_what_it_flags() -> None:
