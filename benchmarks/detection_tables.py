@@ -87,6 +87,16 @@ TABLES: dict[str, Table] = {
             ("detect/{set}/{line}/[^/]+/median-l2-levels", min),
         ),
     ),
+    "halves": Table(
+        "detection",
+        "least AUROC of the half changed more / of the half changed less / median share of the values changed",
+        LEAST,
+        (
+            ("detect/{set}/{line}/[^/]+/auroc-larger-half", min),
+            ("detect/{set}/{line}/[^/]+/auroc-smaller-half", min),
+            ("detect/{set}/{line}/[^/]+/median-touched", min),
+        ),
+    ),
     "processed": Table(
         "detection",
         "AUROC against untouched clean images / against clean images that went the same way / still fooled",
