@@ -78,12 +78,12 @@ def compare(setting: Setting, kind: str) -> Iterator[Measured]:
     for panel, detectors in PANELS.items():
         yield from _rates(setting, looked.at((FILTER, *detectors)), ("panels", kind, panel), SHOWN, SHOWN)
     default = looked.at((FILTER, *setting.panel.detectors))
-    for combine in ("simes", "cauchy"):
+    for combine in ("joint", "power_mean", "simes", "cauchy"):
         yield from _rates(setting, default, ("panels", kind, f"default-by-{combine}"), SHOWN, SHOWN, combine)
 
 
 def _rates(
-    setting: Setting, looked: Looked, name: tuple[str, ...], found: Bar, lost: Bar, combine: str = "joint"
+    setting: Setting, looked: Looked, name: tuple[str, ...], found: Bar, lost: Bar, combine: str = "auto"
 ) -> Iterator[Measured]:
     judgement = looked.judged(false_quarantine_rate=ALPHA, combine=combine)
     flagged, poisoned = judgement.flagged, looked.is_poison

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from benchmarks.detection_labels import FILTER, looked_at
 from benchmarks.detection_record import Measured, at_most
 from benchmarks.detection_setting import Looked, Setting
-from models.calibration import JointTest, benjamini_hochberg
+from models.calibration import benjamini_hochberg
+from models.combination import chosen_way, panel_test
 
 DRAWS = 100
 ALPHAS = (0.01, 0.05, 0.10)
@@ -39,10 +40,18 @@ def _alone(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Iterator[
     realised = np.empty((DRAWS, len(ALPHAS)))
     for draw in range(DRAWS):
         calibrating, judged = drawn(groups, CALIBRATING, rng, each=1)
-        p_values = JointTest(clean[calibrating]).p_values(clean[judged])[0]
-        realised[draw] = [(p_values <= alpha).mean() for alpha in ALPHAS]
+        realised[draw] = _realised(clean[calibrating], clean[judged])
     for place, alpha in enumerate(ALPHAS):
         yield _mean(setting.claim(*name, f"fpr-at-{alpha:g}"), realised[:, place], alpha)
+
+
+def _realised(calibration: NDArray[np.float32], judged: NDArray[np.float32]) -> list[float]:
+    """The share flagged at each α, by the way that a job would choose for it."""
+    found = []
+    for alpha in ALPHAS:
+        test = panel_test(calibration, chosen_way("auto", alpha, len(calibration)))
+        found.append(float((test.p_values(judged)[0] <= alpha).mean()))
+    return found
 
 
 def _clean(looked: Looked) -> tuple[NDArray[np.float32], Rows]:
@@ -62,10 +71,9 @@ def _rates(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Iterator[
     shares, found = np.empty((DRAWS, len(DISCOVERY_RATES))), np.empty((DRAWS, len(DISCOVERY_RATES)))
     for draw in range(DRAWS):
         calibrating, judged = drawn(groups, CALIBRATING, rng)
-        p_values = JointTest(clean[calibrating]).p_values(clean[judged])[0]
-        realised[draw] = [(p_values <= alpha).mean() for alpha in ALPHAS]
+        realised[draw] = _realised(clean[calibrating], clean[judged])
         calibrating, judged = drawn(groups, CALIBRATING_DISCOVERIES, rng)
-        test = JointTest(clean[calibrating])
+        test = panel_test(clean[calibrating], chosen_way("auto", None, len(calibrating)))
         p_values = test.p_values(np.concatenate([clean[judged], poison]))[0]
         for place, rate in enumerate(DISCOVERY_RATES):
             flagged = benjamini_hochberg(p_values, rate=rate)

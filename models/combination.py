@@ -1,8 +1,8 @@
-"""Ways to make one p-value of a panel's: the joint rank test, and the classical Simes and Cauchy to compare it with."""
+"""Ways to make one p-value of a panel's: the joint rank test, the power mean, and the classical Simes and Cauchy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,36 +10,54 @@ import numpy as np
 from models.calibration import Float64s, Floats, JointTest
 from models.calibration.per_class import PanelTest
 
-Combine = Literal["joint", "simes", "cauchy"]
+Way = Literal["joint", "power_mean", "simes", "cauchy"]
+Combine = Literal["auto", "joint", "power_mean", "simes", "cauchy"]
+
+ENOUGH_BEYOND = 10
+"""Calibration images beyond α from which on the power mean still believes a single detector that is sure."""
 
 
-def panel_test(calibration: Floats, combine: Combine = "joint", weights: Sequence[float] | None = None) -> PanelTest:
+def chosen_way(combine: Combine, alpha: float | None, num_calibration: int) -> Way:
+    """What `auto` stands for; any other way is itself.
+
+    The power mean where α leaves ENOUGH_BEYOND of the fewest calibration images that an image is compared with. The
+    joint test where it leaves fewer, for one of those few is lost among the detectors that are not sure; and where α
+    is not known beforehand (None), as under a false-discovery rate. Chosen before any score is seen, which keeps α.
+    """
+    if combine != "auto":
+        return combine
+    return "power_mean" if alpha is not None and alpha * (num_calibration + 1) >= ENOUGH_BEYOND else "joint"
+
+
+def panel_test(calibration: Floats, combine: Way = "joint", weights: Sequence[float] | None = None) -> PanelTest:
     """The test of a panel. calibration: (m, t), scores of clean images. weights: (t,), see `JointTest`.
 
     With t = 1 there is nothing to combine, and every way is `conformal_p_values`.
     """
     if combine == "joint" or np.shape(calibration)[1:] == (1,):
         return JointTest(calibration, weights)
-    return CombinedTest(calibration, combine, weights)
+    return CombinedTest(calibration, COMBINATIONS[combine], weights)
 
 
 class CombinedTest:
-    """A classical combination of p-values as the score of one more conformal test, so that it needs no assumption.
+    """A combination of p-values as the score of one more conformal test, so that it needs no assumption.
 
-    calibration: (m, t), scores of clean images under t tests; weights: (t,), see `JointTest`.
-    Simes's own level holds for tests that are independent or positively dependent, Cauchy's only for small α. Here
-    neither is relied upon: the combined value is ranked among the calibration images' combined values. Valid at every
-    m and under any dependence, for its p-value is never below that of full conformal prediction: the calibration
-    images' ranks leave the new image out, which makes them look as suspicious as they can. It may exceed it by about
-    1/(α·m) of its size at α.
+    calibration: (m, t), scores of clean images under t tests; combine: one of COMBINATIONS; weights: (t,), see
+    `JointTest`.
+    Simes's own level holds for tests that are independent or positively dependent, Cauchy's only for small α, a power
+    mean's only with a factor. Here none is relied upon: the combined value is ranked among the calibration images'
+    combined values. Valid at every m and under any dependence, for its p-value is never below that of full conformal
+    prediction: the calibration images' ranks leave the new image out, which makes them look as suspicious as they can.
+    It may exceed it by about 1/(α·m) of its size at α.
     Raises ValueError where a score is not finite or weights are not t positive numbers.
-    Source: Simes 1986, Benjamini & Hochberg 1997 (weights); Liu & Xie 2020 (Cauchy). Deviation: calibrated.
+    Source: Simes 1986, Benjamini & Hochberg 1997 (weights); Liu & Xie 2020 (Cauchy); Vovk & Wang 2020 (power means).
+    Deviation: calibrated.
     """
 
-    def __init__(self, calibration: Floats, combine: Combine, weights: Sequence[float] | None = None) -> None:
+    def __init__(self, calibration: Floats, combine: Combination, weights: Sequence[float] | None = None) -> None:
         self._joint = JointTest(calibration, weights)
         self.num_calibration, self.num_tests = self._joint.num_calibration, self._joint.num_tests
-        self._combine = cauchy if combine == "cauchy" else simes
+        self._combine = combine
         self._calibration = np.sort(self._combined(self._joint.ranks / (self.num_calibration + 1)))
 
     def p_values(self, scores: Floats) -> tuple[Float64s, Float64s]:
@@ -56,6 +74,18 @@ class CombinedTest:
         return self._combine(p_values - 0.5 / (self.num_calibration + 1), self._joint.weights)
 
 
+def power_mean(p_values: Float64s, weights: Float64s) -> Float64s:
+    """(Σ weight · p^−½)^−2, (n,). p_values: (n, t) in (0, 1); weights: (t,), sum 1.
+
+    Between the harmonic mean, which the smallest rules, and the geometric, where one small among several ordinary ones
+    is lost: one test that is sure is believed, and several that agree are believed together.
+    """
+    total = weights[0] / np.sqrt(p_values[:, 0])
+    for column in range(1, len(weights)):  # in this order: the same bits whatever the number of rows
+        total = total + weights[column] / np.sqrt(p_values[:, column])
+    return np.asarray(1 / np.square(total))
+
+
 def simes(p_values: Float64s, weights: Float64s) -> Float64s:
     """min over k of p₍ₖ₎ / (the share of weight of the k smallest), (n,). p_values: (n, t); weights: (t,), sum 1."""
     order = np.argsort(p_values, axis=1, kind="stable")
@@ -67,3 +97,7 @@ def simes(p_values: Float64s, weights: Float64s) -> Float64s:
 def cauchy(p_values: Float64s, weights: Float64s) -> Float64s:
     """½ − arctan(Σ weight · tan((½ − p)·π)) / π, (n,). p_values: (n, t) in (0, 1); weights: (t,), sum 1."""
     return np.asarray(0.5 - np.arctan(np.tan((0.5 - p_values) * np.pi) @ weights) / np.pi)
+
+
+Combination = Callable[[Float64s, Float64s], Float64s]
+COMBINATIONS: dict[str, Combination] = {"power_mean": power_mean, "simes": simes, "cauchy": cauchy}

@@ -75,7 +75,11 @@ class CalibrationSpec(Spec):
         "reference",
         description="candidates: on the bulk of the candidates, most of which must be clean; rates are then estimates",
     )
-    combine: Combine = Field("joint", description="how several detectors' p-values become one")
+    combine: Combine = Field(
+        "auto",
+        description="how several detectors' p-values become one; auto: power_mean where the rate leaves ten "
+        "calibration images or more, else joint",
+    )
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:

@@ -17,7 +17,7 @@ from models.calibration import (
     check_alpha_per_class,
     threshold_at_fpr,
 )
-from models.combination import panel_test
+from models.combination import Way, chosen_way, panel_test
 from models.shift import FEWEST, BulkMap, Groups, Shift, bulk_calibration, detect_shift
 from models.specs import CalibrationSpec
 from service.errors import UnusableDataset
@@ -75,6 +75,7 @@ class Calibrated:
     calibration: Scored
     maps: dict[str, BulkMap]
     weights: P  # (t,)
+    way: Way  # how the panel's p-values become one
     fewest: int  # calibration images that any candidate is compared with, at least
     most: int
     whole: PanelTest | None  # exactly one of the two
@@ -92,7 +93,7 @@ class Calibrated:
         return self._p_values(images)[1]
 
     def spoke(self, images: Scored, flagged: NDArray[np.bool_], level: float) -> NDArray[np.bool_]:
-        """The detectors that alone would have flagged each flagged image at `level`, and the most extreme, (n, t)."""
+        """Who speaks against each flagged image: who finds it as rare as `level` asks, and the most extreme, (n, t)."""
         spoke = np.zeros(images.scores.shape, np.bool_)
         for here in _parts(len(images)):
             some = images.at(here)
@@ -109,7 +110,10 @@ class Calibrated:
         return self.whole.p_values(images.scores)
 
     def thresholds(self, level: float) -> P:
-        """The scores beyond which each detector alone flags an image of any class at `level`, (t,); inf where none."""
+        """The scores beyond which each detector speaks against an image of any class at `level`, (t,); inf where none.
+
+        Under the joint test that is where it flags by itself; see `PanelTest.levels`.
+        """
         if self.per_class is None:
             return _lines(self.calibration.scores, self._levels(level, None))
         labels = self.calibration.labels_needed()
@@ -144,18 +148,21 @@ def calibrate(reference: Scored, candidates: Scored, spec: CalibrationSpec, pane
     maps = _maps(reference, candidates, panel) if spec.calibrate_on == "candidates" else {}
     calibration = _mapped(reference, maps, panel)
 
-    def make(scores: NDArray[np.floating]) -> PanelTest:
-        return panel_test(scores, spec.combine, panel.weights)
-
     counts = [len(reference.scores)]
+    if labels is not None and calibration_labels is not None:
+        counts = [int(np.count_nonzero(calibration_labels == label)) for label in np.unique(labels)] or counts
+    way = chosen_way(spec.combine, spec.false_quarantine_rate, min(counts))
+
+    def make(scores: NDArray[np.floating]) -> PanelTest:
+        return panel_test(scores, way, panel.weights)
+
     whole, per_class = None, None
-    if labels is None or calibration_labels is None:
+    if calibration_labels is None:
         whole = make(calibration.scores)
     else:
         per_class = PerClassTest(calibration.scores, calibration_labels, make)
-        counts = [int(np.count_nonzero(calibration_labels == label)) for label in np.unique(labels)] or counts
     weights = np.asarray(panel.weights or [1.0] * len(panel.names), dtype=np.float64)
-    return Calibrated(calibration, maps, weights, min(counts), max(counts), whole, per_class)
+    return Calibrated(calibration, maps, weights, way, min(counts), max(counts), whole, per_class)
 
 
 def shifts_between(reference: Scored, candidates: Scored, panel: Detectors) -> dict[str, Shift]:

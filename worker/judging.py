@@ -32,7 +32,7 @@ class Judgement:
     rule: Rule
     rate: float | None  # asked for, of either kind; None under a threshold
     level: float | None  # the p-value up to which images are flagged; 0 where nothing is; None under a threshold
-    thresholds: NDArray[np.float64]  # (t,): the score beyond which each detector alone flags; inf where it never does
+    thresholds: NDArray[np.float64]  # (t,): the score beyond which each detector speaks; inf where it never does
     maps: dict[str, BulkMap]  # by detector; empty unless it calibrates on the candidates
     test: Calibrated
 
@@ -44,7 +44,7 @@ class Judgement:
 
     @property
     def filter_threshold(self) -> float:
-        """The filter's score beyond which it alone flags an image of any class; the highest seen where none."""
+        """The filter's score beyond which it speaks against an image of any class; the highest seen where none."""
         highest = max(self.scores.max(initial=-np.inf), self.calibration_scores.max(initial=-np.inf))
         return float(self.thresholds[0] if np.isfinite(self.thresholds[0]) else highest)
 

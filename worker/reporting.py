@@ -65,7 +65,7 @@ def write_sanitise(
         gallery=gallery(fitted, judgement),
         rates_are=judgement.rates_are,
         warnings=caveats(judgement, own.notes["told_apart"]),
-        notes=own.notes | ({"panel": fitted.panel_fit.notes} if fitted.panel_fit else {}),
+        notes=own.notes | _panel_notes(fitted, judgement),
         versions=library_versions(),
         seconds=context.progress.close(),
         detectors=[] if alone else _detectors(judgement),
@@ -79,6 +79,12 @@ def write_sanitise(
         search=[asdict(trial) for trial in fitted.found.trials] or None,
     )
     _write(context, sanitise_report(facts))
+
+
+def _panel_notes(fitted: Fitted, judgement: Judgement) -> dict[str, Any]:
+    if fitted.panel_fit is None:
+        return {}
+    return {"panel": fitted.panel_fit.notes, "combined_by": judgement.test.way}
 
 
 def _detectors(judgement: Judgement) -> list[DetectorFacts]:

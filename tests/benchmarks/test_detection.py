@@ -9,7 +9,6 @@ from benchmarks import detection_record
 from benchmarks.datasets import TRACKS_A_CLASS, ImageSet, split
 from benchmarks.detection_rates import drawn
 from benchmarks.detection_record import Measured, Record, Run, at_least, at_most, share
-from benchmarks.detection_setting import auroc
 
 
 @pytest.fixture
@@ -41,10 +40,6 @@ def test_a_draw_of_calibration_images_shares_no_object_with_what_is_judged() -> 
     assert not set(groups[calibrating]) & set(groups[judged])
     assert np.unique(groups[calibrating], return_counts=True)[1].tolist() == [3] * 30
     assert len(judged) == 70 * 7
-
-
-def test_auroc_counts_ties_half() -> None:
-    assert auroc(np.array([2.0, 1.0]), np.array([1.0, 0.0])) == pytest.approx(0.875)
 
 
 def _run(seed: int, value: float, commit: str = "a") -> Run:

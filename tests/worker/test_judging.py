@@ -93,7 +93,8 @@ def test_the_detector_that_saw_the_poison_is_the_one_that_spoke() -> None:
     scores = panel_of(rng, 300)
     scores[:20, 1] += 9
     scores[20:30, 2] += 9
-    found = judge(scores, panel_of(rng, 999), spec(false_quarantine_rate=0.02), NAMED)
+    calibration = {"false_quarantine_rate": 0.02, "combine": "joint"}
+    found = judge(scores, panel_of(rng, 999), spec(calibration=calibration), NAMED)
     assert found.flagged[:30].all()
     assert found.spoke[:20, 1].all() and found.spoke[20:30, 2].all()
     assert found.spoke[:30].mean(axis=0)[0] < 0.2
@@ -103,8 +104,8 @@ def test_the_detector_that_saw_the_poison_is_the_one_that_spoke() -> None:
     assert found.filter_threshold == found.thresholds[0]
 
 
-@pytest.mark.parametrize("combine", ["simes", "cauchy"])
-def test_classical_combinations_name_who_spoke_too(combine: str) -> None:
+@pytest.mark.parametrize("combine", ["auto", "power_mean", "simes", "cauchy"])
+def test_other_combinations_name_who_spoke_too(combine: str) -> None:
     rng = np.random.default_rng(3)
     calibration = {"false_quarantine_rate": 0.05, "combine": combine}
     found = judge(panel_of(rng, 2000), panel_of(rng, 999), spec(calibration=calibration), NAMED)

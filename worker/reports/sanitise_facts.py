@@ -55,7 +55,7 @@ class DetectorFacts:
     spoke: Mask
     """(n,), the flagged images that it spoke against."""
     threshold: float
-    """Beyond it this detector alone flags an image; inf where it never does."""
+    """Beyond it this detector speaks against an image; inf where it never does."""
     sees: str = ""
     blind_to: str = ""
 
