@@ -49,7 +49,7 @@ def _realised(calibration: NDArray[np.float32], judged: NDArray[np.float32]) -> 
     """The share flagged at each α, by the way that a job would choose for it."""
     found = []
     for alpha in ALPHAS:
-        test = panel_test(calibration, chosen_way("auto", alpha, len(calibration)))
+        test = panel_test(calibration, chosen_way("auto", alpha, *calibration.shape))
         found.append(float((test.p_values(judged)[0] <= alpha).mean()))
     return found
 
@@ -73,7 +73,7 @@ def _rates(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Iterator[
         calibrating, judged = drawn(groups, CALIBRATING, rng)
         realised[draw] = _realised(clean[calibrating], clean[judged])
         calibrating, judged = drawn(groups, CALIBRATING_DISCOVERIES, rng)
-        test = panel_test(clean[calibrating], chosen_way("auto", None, len(calibrating)))
+        test = panel_test(clean[calibrating], chosen_way("auto", None, *clean[calibrating].shape))
         p_values = test.p_values(np.concatenate([clean[judged], poison]))[0]
         for place, rate in enumerate(DISCOVERY_RATES):
             flagged = benjamini_hochberg(p_values, rate=rate)

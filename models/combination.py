@@ -13,20 +13,22 @@ from models.calibration.per_class import PanelTest
 Way = Literal["joint", "power_mean", "simes", "cauchy"]
 Combine = Literal["auto", "joint", "power_mean", "simes", "cauchy"]
 
-ENOUGH_BEYOND = 10
-"""Calibration images beyond α from which on the power mean still believes a single detector that is sure."""
+ROOM_A_DETECTOR = 2
+"""Calibration images beyond α that each detector needs for the power mean to believe it where it alone is sure."""
 
 
-def chosen_way(combine: Combine, alpha: float | None, num_calibration: int) -> Way:
+def chosen_way(combine: Combine, alpha: float | None, num_calibration: int, num_tests: int) -> Way:
     """What `auto` stands for; any other way is itself.
 
-    The power mean where α leaves ENOUGH_BEYOND of the fewest calibration images that an image is compared with. The
-    joint test where it leaves fewer, for one of those few is lost among the detectors that are not sure; and where α
-    is not known beforehand (None), as under a false-discovery rate. Chosen before any score is seen, which keeps α.
+    The power mean where α leaves ROOM_A_DETECTOR of the fewest calibration images that an image is compared with, for
+    each detector. The joint test where it leaves fewer, for what one detector is sure of is lost then among those that
+    are not; and where α is not known beforehand (None), as under a false-discovery rate. Chosen before any score is
+    seen, which keeps α.
     """
     if combine != "auto":
         return combine
-    return "power_mean" if alpha is not None and alpha * (num_calibration + 1) >= ENOUGH_BEYOND else "joint"
+    room = alpha is not None and alpha * (num_calibration + 1) >= ROOM_A_DETECTOR * num_tests
+    return "power_mean" if room else "joint"
 
 
 def panel_test(calibration: Floats, combine: Way = "joint", weights: Sequence[float] | None = None) -> PanelTest:

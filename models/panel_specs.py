@@ -27,7 +27,7 @@ class PanelSpec(Spec):
     """
 
     detectors: tuple[DetectorName, ...] = Field(
-        ("label_loss", "unchecked_loss", "poison_gain", "label_agreement"),
+        ("label_loss", "unchecked_loss", "poison_gain", "spectral_signature"),
         description="each more costs the others a part of the error rate they share",
     )
     max_images: Annotated[int, Field(ge=500)] = Field(

@@ -77,8 +77,8 @@ class CalibrationSpec(Spec):
     )
     combine: Combine = Field(
         "auto",
-        description="how several detectors' p-values become one; auto: power_mean where the rate leaves ten "
-        "calibration images or more, else joint",
+        description="how several detectors' p-values become one; auto: power_mean where the rate leaves two "
+        "calibration images or more for each detector, else joint",
     )
 
     @model_validator(mode="after")

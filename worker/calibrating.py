@@ -151,7 +151,7 @@ def calibrate(reference: Scored, candidates: Scored, spec: CalibrationSpec, pane
     counts = [len(reference.scores)]
     if labels is not None and calibration_labels is not None:
         counts = [int(np.count_nonzero(calibration_labels == label)) for label in np.unique(labels)] or counts
-    way = chosen_way(spec.combine, spec.false_quarantine_rate, min(counts))
+    way = chosen_way(spec.combine, spec.false_quarantine_rate, min(counts), len(panel.names))
 
     def make(scores: NDArray[np.floating]) -> PanelTest:
         return panel_test(scores, way, panel.weights)

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from models.calibration import JointTest, benjamini_hochberg, conformal_p_values
-from models.combination import COMBINATIONS, ENOUGH_BEYOND, Way, cauchy, chosen_way, panel_test, power_mean, simes
+from models.combination import COMBINATIONS, ROOM_A_DETECTOR, Way, cauchy, chosen_way, panel_test, power_mean, simes
 
 steady = settings(deadline=None, derandomize=True, database=None)
 
@@ -161,15 +161,23 @@ def test_the_power_mean_hears_detectors_that_agree_and_one_that_is_sure() -> Non
 
 
 @pytest.mark.parametrize(
-    ("alpha", "num_calibration", "way"),
-    [(0.01, 999, "power_mean"), (0.01, 998, "joint"), (0.05, 199, "power_mean"), (0.05, 150, "joint")],
+    ("alpha", "num_calibration", "num_tests", "way"),
+    [
+        (0.01, 999, 5, "power_mean"),
+        (0.01, 998, 5, "joint"),
+        (0.01, 999, 6, "joint"),
+        (0.05, 79, 2, "power_mean"),
+        (0.05, 150, 5, "joint"),
+    ],
 )
-def test_auto_chooses_by_what_alpha_leaves(alpha: float, num_calibration: int, way: Way) -> None:
-    assert chosen_way("auto", alpha, num_calibration) == way
-    assert (alpha * (num_calibration + 1) >= ENOUGH_BEYOND) == (way == "power_mean")
+def test_auto_chooses_by_what_alpha_leaves_each_detector(
+    alpha: float, num_calibration: int, num_tests: int, way: Way
+) -> None:
+    assert chosen_way("auto", alpha, num_calibration, num_tests) == way
+    assert (alpha * (num_calibration + 1) >= ROOM_A_DETECTOR * num_tests) == (way == "power_mean")
 
 
 def test_auto_without_an_alpha_is_joint_and_a_named_way_is_itself() -> None:
-    assert chosen_way("auto", None, 10**6) == "joint"
+    assert chosen_way("auto", None, 10**6, 2) == "joint"
     for way in WAYS:
-        assert chosen_way(way, None, 1) == chosen_way(way, 0.5, 10**6) == way
+        assert chosen_way(way, None, 1, 9) == chosen_way(way, 0.5, 10**6, 2) == way
