@@ -138,7 +138,7 @@ def test_by_class_a_class_is_judged_by_its_own_images() -> None:
     scores, calibration = (rng.normal(size=(1000, 2)) + 4 * labels[:, None] for _ in range(2))
     scores[0] = 4.5  # plain for class 1, far off for class 0
     calibrated = Scored(calibration.astype(np.float32), labels)
-    asked = spec(false_quarantine_rate=0.01, per_class=True)
+    asked = spec(calibration={"false_quarantine_rate": 0.01, "per_class": True, "combine": "joint"})
     found = judge(Scored(scores.astype(np.float32), labels), calibrated, asked)
     assert found.flagged[0]
     assert not judge(scores.astype(np.float32), calibrated, spec(false_quarantine_rate=0.01)).flagged[0]
