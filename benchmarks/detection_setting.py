@@ -17,7 +17,7 @@ from benchmarks.datasets import ImageSet
 from models.filtering import CrossFit, FilterFit, cross_fit_filter, fit_filter
 from models.panel.panel import fit_panel
 from models.panel.pool import Pool, folds_of
-from models.specs import CalibrationSpec, DetectorName, FitSpec, PanelSpec, ResidualSpec, SanitiseSpec
+from models.specs import CalibrationSpec, DetectorName, PanelSpec, ResidualSpec, SanitiseSpec
 from models.splits import halves_by_class
 from models.training import Forgetful, Silent
 from worker.calibrating import Detectors, Scored
@@ -26,7 +26,7 @@ from worker.judging import Judgement, judge
 
 ALL_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
 
-QUICK_FILTER = ResidualSpec(fit=FitSpec(epochs=4, batch_size=64, optimizer="adam", peak_lr=4e-3))
+QUICK_FILTER = ResidualSpec(fit=ResidualSpec().fit.model_copy(update={"epochs": 4}))
 FITTED_BY = ("panel", "detectors", "filtering", "autoencoders")
 """The packages that scores come from."""
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from models.calibration import Float64s, Floats, JointTest
+from models.calibration.conformal import ranks_flagged
 from models.calibration.per_class import PanelTest
 
 Way = Literal["joint", "power_mean", "simes", "cauchy"]
@@ -69,8 +70,9 @@ class CombinedTest:
         return counted / (self.num_calibration + 1), own
 
     def levels(self, alpha: float) -> Float64s:
-        """Those of the joint test: how small an own p-value alone is rare enough among clean images, (t,)."""
-        return self._joint.levels(alpha)
+        """At most α itself: what a detector finds as rare as that it says, though others may not agree, (t,)."""
+        flagged = ranks_flagged(alpha, self.num_calibration)
+        return np.full(self.num_tests, min(1.0, flagged / (self.num_calibration + 1)))
 
     def _combined(self, p_values: Float64s) -> Float64s:
         return self._combine(p_values - 0.5 / (self.num_calibration + 1), self._joint.weights)

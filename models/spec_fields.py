@@ -77,7 +77,7 @@ class FitSpec(Spec):
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     clip_norm: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
-        None, description="a step whose gradient is longer, in the Euclidean norm, is shortened to this; None: never"
+        None, description="a batch's gradient longer than this, in the Euclidean norm, is shortened to it; None: never"
     )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     patience: Annotated[int, Field(ge=1, le=500)] | None = Field(

@@ -77,8 +77,8 @@ class CalibrationSpec(Spec):
     )
     combine: Combine = Field(
         "auto",
-        description="how several detectors' p-values become one; auto: power_mean where the rate leaves two "
-        "calibration images or more for each detector, else joint",
+        description="how several detectors' p-values become one; auto: power_mean where α leaves two "
+        "calibration images or more for each detector, else, and under a false-discovery rate, joint",
     )
 
     @model_validator(mode="after")

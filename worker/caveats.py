@@ -14,9 +14,9 @@ def caveats(judgement: Judgement, told_apart: float | None) -> list[str]:
     if told_apart is not None and told_apart < POORLY_TOLD:
         found.append(
             "The filter hardly tells perturbed images from clean ones: on trusted images held out of its fit, the "
-            f"AUROC between them and their own perturbed copies is {told_apart:.3f}. What it flags here it flags "
-            "mostly by chance. The kind residual, a smaller filter.fit.peak_lr, a filter.fit.clip_norm or more trusted "
-            "images may tell more."
+            f"AUROC between them and their own perturbed copies is {told_apart:.3f}. What it flags here it flags for "
+            "other reasons than such perturbations. The kind residual, a smaller filter.fit.peak_lr, a "
+            "filter.fit.clip_norm or more trusted images may tell more."
         )
     if judgement.rate is None:
         flagged = judgement.calibration_flagged

@@ -82,9 +82,13 @@ def write_sanitise(
 
 
 def _panel_notes(fitted: Fitted, judgement: Judgement) -> dict[str, Any]:
-    if fitted.panel_fit is None:
-        return {}
-    return {"panel": fitted.panel_fit.notes, "combined_by": judgement.test.way}
+    """How the panel came about, and how its p-values became one where there were several."""
+    notes: dict[str, Any] = {}
+    if fitted.panel_fit is not None:
+        notes["panel"] = fitted.panel_fit.notes
+    if len(judgement.panel.names) > 1 and judgement.rate is not None:
+        notes["combined_by"] = judgement.test.way
+    return notes
 
 
 def _detectors(judgement: Judgement) -> list[DetectorFacts]:

@@ -24,7 +24,7 @@ class PanelTest(Protocol):
         ...
 
     def levels(self, alpha: float) -> Float64s:
-        """The own p-value at which each test alone speaks, where the joint p-value flags at α, (t,)."""
+        """The own p-value up to which each test speaks, where the one p-value flags at α, (t,)."""
         ...
 
 
@@ -65,7 +65,7 @@ class PerClassTest:
         return joint, own
 
     def levels(self, alpha: float, labels: Labels) -> Float64s:
-        """The own p-value at which each test alone speaks for an image of its label, (n, t)."""
+        """The own p-value up to which each test speaks against an image of its label, (n, t)."""
         levels = np.zeros((len(labels), self.num_tests))
         for label, rows in self._rows(labels):
             levels[rows] = self._tests[label].levels(alpha)

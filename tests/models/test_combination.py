@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from models.calibration import JointTest, benjamini_hochberg, conformal_p_values
-from models.combination import COMBINATIONS, ROOM_A_DETECTOR, Way, cauchy, chosen_way, panel_test, power_mean, simes
+from models.combination import COMBINATIONS, Way, cauchy, chosen_way, panel_test, power_mean, simes
 
 steady = settings(deadline=None, derandomize=True, database=None)
 
@@ -135,7 +135,7 @@ def test_a_power_mean_of_equal_p_values_is_their_value_and_lies_between_the_smal
     assert power_mean(p, np.array([0.5, 0.3, 0.2])) == pytest.approx([0.03, 0.5, 0.99])
     mixed = np.array([[0.001, 0.4, 0.9]])
     (found,) = power_mean(mixed, np.full(3, 1 / 3))
-    assert 0.001 < found < 3 * 0.4
+    assert 0.001 < found < 0.9
     assert found == pytest.approx(((0.001**-0.5 + 0.4**-0.5 + 0.9**-0.5) / 3) ** -2)
 
 
@@ -174,7 +174,6 @@ def test_auto_chooses_by_what_alpha_leaves_each_detector(
     alpha: float, num_calibration: int, num_tests: int, way: Way
 ) -> None:
     assert chosen_way("auto", alpha, num_calibration, num_tests) == way
-    assert (alpha * (num_calibration + 1) >= ROOM_A_DETECTOR * num_tests) == (way == "power_mean")
 
 
 def test_auto_without_an_alpha_is_joint_and_a_named_way_is_itself() -> None:

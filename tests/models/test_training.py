@@ -109,7 +109,7 @@ def test_a_resumed_fit_ends_in_the_same_bits(optimizer: str) -> None:
     assert not _same(broken, whole)
 
 
-def test_no_step_is_longer_than_asked() -> None:
+def test_no_gradient_is_longer_than_asked() -> None:
     """Under plain SGD of one step the weights move by the rate times the shortened gradient, in its direction."""
     moved = {}
     for clip_norm in (None, 1e-3, 1e3):

@@ -113,6 +113,22 @@ def test_other_combinations_name_who_spoke_too(combine: str) -> None:
     assert (found.spoke.any(axis=1) == found.flagged).all()
 
 
+def test_detectors_that_agree_on_an_image_are_all_named() -> None:
+    rng, named = np.random.default_rng(6), Detectors(("residual_energy", "label_loss", "poison_gain", "unchecked_loss"))
+    calibration, scores = (rng.normal(size=(999, 4)).astype(np.float32) for _ in range(2))
+    scores[:200, 1:3] += 2.2
+    found = judge(scores, calibration, spec(false_quarantine_rate=0.02), named)
+    assert found.test.way == "power_mean"
+    flagged = np.flatnonzero(found.flagged[:200])
+    assert len(flagged) > 80
+    assert found.spoke[flagged, 1:3].any(axis=1).mean() > 0.95
+    assert found.spoke[flagged, 1:3].all(axis=1).mean() > 0.4
+    assert found.spoke[flagged][:, [0, 3]].mean() < 0.1
+    own = found.own_p_values(slice(None))
+    assert (found.spoke[found.flagged] >= (own[found.flagged] <= 0.02)).all()
+    assert not found.spoke[~found.flagged].any()
+
+
 def test_a_false_discovery_rate_flags_many_where_poison_is_and_says_what_it_cannot_find() -> None:
     rng = np.random.default_rng(4)
     scores = rng.normal(size=1000).astype(np.float32)

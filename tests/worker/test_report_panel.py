@@ -91,7 +91,7 @@ def test_a_shift_is_told_with_what_it_does_to_the_rate(direction: str, says: str
     assert ("1.83 times" in told.seen[0]) is (direction != "mixed")
     assert 'calibrate_on = "candidates"' in told.meaning[-1]
     held = facts.detectors[0].calibration_scores
-    after = f"flags about {percent(float((held * 1.83 > facts.threshold).mean()))} of clean candidates"
+    after = f"speaks against about {percent(float((held * 1.83 > facts.threshold).mean()))} of clean candidates"
     assert (after in " ".join(told.meaning)) is (direction != "mixed")
     mapped = alarm(replace(facts, calibrated_on_candidates=True))
     assert mapped is not None and "takes such a shift out" in mapped.meaning[-1]

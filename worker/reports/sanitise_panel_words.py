@@ -133,8 +133,8 @@ def _at_worst(facts: SanitiseFacts, found: Mapping[str, Shift]) -> list[str]:
         before, after = (float((held * times > detector.threshold).mean()) for times in (1.0, shift.ratio))
         if before != after:
             words = (
-                f"If all their scores moved as the bulk did, {detector_name(detector.name)} alone flags about "
-                f"{percent(after)} of clean candidates, where it flags {percent(before)} of the reference."
+                f"If all their scores moved as the bulk did, {detector_name(detector.name)} speaks against "
+                f"about {percent(after)} of clean candidates, as it does against {percent(before)} of the reference."
             )
             told.append((abs(after - before), words))
     return [max(told)[1]] if told else []
