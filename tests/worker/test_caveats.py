@@ -9,7 +9,7 @@ import pytest
 
 from models.specs import CalibrationSpec, SanitiseSpec
 from worker.calibrating import Detectors, Scored
-from worker.caveats import caveats
+from worker.caveats import caveats, thin_classes
 from worker.judging import Judgement, judge
 
 
@@ -34,3 +34,25 @@ def test_a_fixed_threshold_comes_with_what_it_flags() -> None:
     first, second = caveats(judged(threshold=0.9), 0.5)
     assert "hardly tells" in first
     assert "promises no rate" in second and "n = 200" in second
+
+
+def judged_by_class(trusted_of_the_second: int, lost_of_the_second: int) -> Judgement:
+    """1,000 trusted images, of which so many are of the second class; so many of its 50 candidates are flagged."""
+    calibration = np.random.default_rng(0).normal(size=(1000, 1)).astype(np.float32)
+    calibration_labels = np.where(np.arange(1000) < trusted_of_the_second, 1, 0)
+    labels = np.repeat([0, 1], [950, 50])
+    scores = np.random.default_rng(1).normal(size=(1000, 1)).astype(np.float32).clip(-2, 1)
+    scores[950 : 950 + lost_of_the_second] = 9
+    spec = SanitiseSpec(calibration=CalibrationSpec(false_quarantine_rate=0.02))
+    given = Scored(scores, labels), Scored(calibration, calibration_labels)
+    return judge(*given, spec, Detectors(("label_loss",), None))
+
+
+def test_a_class_that_the_reference_hardly_shows_and_that_lost_much_is_told() -> None:
+    (told,) = thin_classes(judged_by_class(6, 28), ["stop", "bend"])
+    assert "class bend, 28 of 50" in told and "56%" in told and "6 images only" in told
+
+
+@pytest.mark.parametrize(("trusted", "lost"), [(30, 28), (6, 1), (6, 0)])
+def test_a_class_that_is_well_shown_or_lost_little_is_not(trusted: int, lost: int) -> None:
+    assert thin_classes(judged_by_class(trusted, lost), ["stop", "bend"]) == []
