@@ -40,6 +40,7 @@ class ImageBatches:
     """Batches (x, *targets): x float (b, c, h, w) made from uint8 a batch at a time, a target's rows beside it.
 
     images: uint8 (n, h, w, c), n ≥ 1; targets: arrays (n, …). A share of the images, drawn from `seed`, is held out.
+    groups: int64 (n,), rows of one group are held out together; without, each row by itself.
     samples_an_epoch: a smaller set is repeated until an epoch has about as many.
     Batches differ by at most one image in size, so that none is left with a single image for batch norm.
     """
@@ -51,14 +52,15 @@ class ImageBatches:
         spec: FitSpec,
         seed: int,
         augment: Augment | None = None,
+        groups: npt.NDArray[np.int64] | None = None,
         samples_an_epoch: int = 1,
     ) -> None:
         if len(images) == 0 or any(len(target) != len(images) for target in targets):
             raise ValueError(f"want images and as many targets, not {len(images)} and {[len(t) for t in targets]}")
-        order = np.random.default_rng(derive_seed(seed, "validation")).permutation(len(images))
-        held_out = min(round(spec.validation_share * len(images)), len(images) - 1)
         self._images, self._targets, self._augment = images, targets, augment
-        self._validation, once = np.sort(order[:held_out]), np.sort(order[held_out:])
+        own = np.arange(len(images)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        held_out = _drawn(int(own.max()) + 1, spec.validation_share, seed)[own]
+        self._validation, once = np.flatnonzero(held_out), np.flatnonzero(~held_out)
         self._train = np.tile(once, max(1, round(samples_an_epoch / len(once))))
         self._batch_size = spec.batch_size
 
@@ -79,6 +81,14 @@ class ImageBatches:
 
     def _batch(self, rows: npt.NDArray[np.int64], device: torch.device) -> Batch:
         return to_float(self._images[rows], device), *(torch.from_numpy(t[rows]).to(device) for t in self._targets)
+
+
+def _drawn(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which of `count` are held out, (count,); never all."""
+    order = np.random.default_rng(derive_seed(seed, "validation")).permutation(count)
+    held_out = np.zeros(count, np.bool_)
+    held_out[order[: min(round(share * count), count - 1)]] = True
+    return held_out
 
 
 def batch_count(samples: int, batch_size: int) -> int:

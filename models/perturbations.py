@@ -27,10 +27,14 @@ LEVELS = 127
 
 @dataclass(frozen=True)
 class Perturbations:
-    """images: uint8 (m, h, w, c), clean; deltas: int8 of the same shape, what an attack adds, in units of ε/127."""
+    """images: uint8 (m, h, w, c), clean; deltas: int8 of the same shape, what an attack adds, in units of ε/127.
+
+    source: int64 (m,), which of the given images each row is of: an image may be perturbed several times.
+    """
 
     images: Images
     deltas: npt.NDArray[np.int8]
+    source: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def craft(
             kept[row], deltas[row] = images[plan.images[row]][window], delta[place][window]
         done += len(rows)
         watch.advance(done, len(plan.images))
-    return Perturbations(kept, deltas)
+    return Perturbations(kept, deltas, plan.images)
 
 
 def add(x: Tensor, deltas: Tensor, spec: PerturbationSpec, rng: torch.Generator) -> Tensor:

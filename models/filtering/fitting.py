@@ -36,10 +36,14 @@ class NoSurrogates(RuntimeError):
 
 @dataclass(frozen=True)
 class Material:
-    """What an autoencoder is fitted on. images: uint8 (m, h, w, c); deltas: int8 of the same shape, or None."""
+    """What an autoencoder is fitted on. images: uint8 (m, h, w, c); deltas: int8 of the same shape, or None.
+
+    source: int64 (m,), which image each row is of, so that none is both fitted on and held out; None: one row each.
+    """
 
     images: Images
     deltas: npt.NDArray[np.int8] | None
+    source: npt.NDArray[np.int64] | None = None
 
     @property
     def targets(self) -> tuple[npt.NDArray[np.int8], ...]:
@@ -125,7 +129,7 @@ def perturbed(
         seed=spec.seed,
         watch=watch,
     )
-    return Material(made.images, made.deltas)
+    return Material(made.images, made.deltas, made.source)
 
 
 def fit_autoencoder(
@@ -146,7 +150,14 @@ def fit_autoencoder(
 def _batches(material: Material, spec: SanitiseSpec) -> ImageBatches:
     """The same images held out whenever it is asked."""
     seed, own = derive_seed(spec.seed, CHECKPOINT), spec.filter.fit
-    return ImageBatches(material.images, *material.targets, spec=own, seed=seed, samples_an_epoch=SAMPLES_AN_EPOCH)
+    return ImageBatches(
+        material.images,
+        *material.targets,
+        spec=own,
+        seed=seed,
+        groups=material.source,
+        samples_an_epoch=SAMPLES_AN_EPOCH,
+    )
 
 
 def _told_apart(fitted: Filter, material: Material, spec: SanitiseSpec) -> float | None:

@@ -16,7 +16,8 @@ from models.perturbations import LEVELS
 def told_apart(network: Network, batches: Batches, *, eps_linf: float) -> float | None:
     """AUROC between held-out clean images and the same images under their own perturbations at `eps_linf`.
 
-    batches: of (x, deltas), as the filter was fitted on. None where they hold nothing out.
+    batches: of (x, deltas), as the filter was fitted on; what they hold out shares no image with the rest. None where
+    they hold nothing out.
     Near 0.5 the fit has failed, or images of this kind hide such perturbations: the filter then flags by chance. Near
     1 says no more than that the fit went well, for other networks' perturbations are harder than those it has seen.
     """

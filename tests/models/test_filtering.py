@@ -122,7 +122,7 @@ def test_a_fit_is_checked_on_images_held_out_of_it(
 ) -> None:
     """The residual filter tells; a reconstruction error does not see what is a hundred times smaller than itself."""
     assert fitted.notes["told_apart"] > 0.95
-    assert 0.4 < badjie.notes["told_apart"] < 0.75
+    assert 0.2 < badjie.notes["told_apart"] < 0.75  # of five images
     nothing_held_out = {**QUICK, "filter": {**QUICK["filter"], "fit": {"epochs": 1, "validation_share": 0}}}
     assert _fitted(digits[0][:100], digits[1][:100], nothing_held_out).notes["told_apart"] is None
 

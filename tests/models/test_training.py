@@ -193,6 +193,17 @@ def test_an_epoch_shows_every_training_image_once_and_none_of_the_held_out() -> 
     assert torch.equal(x, to_float(IMAGES[rows.numpy()]))
 
 
+def test_rows_of_a_group_are_held_out_together() -> None:
+    numbers = np.arange(90) // 3 * 7  # thirty groups of three, numbered with gaps
+    spec = FitSpec.model_validate({"validation_share": 0.1, "batch_size": 16})
+    batches = ImageBatches(IMAGES, numbers, spec=spec, seed=1, groups=numbers)
+    held_out = torch.cat([own for _, own in batches.validation()]).tolist()
+    fitted = torch.cat([own for _, own in batches.train(0, torch.Generator().manual_seed(0))]).tolist()
+    assert sorted(Counter(held_out).values()) == [3, 3, 3]
+    assert sorted(Counter(fitted).values()) == [3] * 27
+    assert not set(held_out) & set(fitted)
+
+
 def test_a_small_set_is_repeated_within_an_epoch() -> None:
     batches = ImageBatches(IMAGES[:10], np.arange(10), spec=_spec(), seed=3, samples_an_epoch=40)
     seen = Counter(int(i) for _, rows in batches.train(0, torch.Generator().manual_seed(0)) for i in rows)
