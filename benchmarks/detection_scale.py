@@ -19,7 +19,7 @@ from benchmarks.detection_record import Measured, at_least, at_most
 from benchmarks.detection_setting import Setting, fitted_filter, shown
 from benchmarks.memory import status
 from models.calibration import conformal_p_values
-from models.filtering import Filter
+from models.filtering import CrossFilter, Filter
 from models.filtering.trained import build
 from models.images import to_float
 from models.panel.classifier import PanelClassifier
@@ -68,7 +68,7 @@ def _throughput(setting: Setting, folder: Path, fitted: Filter, images: np.ndarr
     calibration = np.linspace(0, 1, CALIBRATING, dtype=np.float32)
 
     def scored() -> None:
-        scores = score_all(Examiner(fitted, None), reader, listing, Silent(), Forgetful())
+        scores = score_all(Examiner(CrossFilter((fitted, fitted)), None), reader, listing, Silent(), Forgetful())
         conformal_p_values(scores[:, 0], calibration)
 
     def bare() -> None:
@@ -136,7 +136,7 @@ def _score(folder: Path, count: int) -> None:
     panel = Panel(("label_loss", "poison_gain"), purified, (LabelLoss(), PoisonGain()), 10)
     reader = ShardReader(LocalStorage(folder), PREFIX, count, shape)
     listing = _listing(reader.labels())
-    scores = score_all(Examiner(fitted, panel), reader, listing, Silent(), Forgetful())
+    scores = score_all(Examiner(CrossFilter((fitted, fitted)), panel), reader, listing, Silent(), Forgetful())
     judge(Scored(scores, listing.labels), Scored(scores[:CALIBRATING]), SanitiseSpec())
     print(status(os.getpid())[1])
 
