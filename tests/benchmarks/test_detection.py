@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -82,3 +86,10 @@ def test_a_share_carries_its_interval() -> None:
     assert found.value == 0.8
     assert found.low is not None and found.high is not None
     assert found.low < 0.8 < found.high
+
+
+def test_memory_is_measured_by_processes_that_write_and_score_what_a_job_would(tmp_path: Path) -> None:
+    for step in ("write", "score"):
+        command = [sys.executable, "-m", "benchmarks.detection_scale", step, str(tmp_path), "1200"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 50 < float(found.stdout) < 5000
