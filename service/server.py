@@ -97,8 +97,11 @@ class Connection(HttpToolsProtocol):
         self.on_response_complete()
 
     def on_response_complete(self) -> None:
+        """Reads on only once what was sent ahead has been answered: else every answer lets more of it queue up."""
         self._leave()
         super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()

@@ -183,6 +183,28 @@ def test_who_reads_no_refusals_gets_no_more_of_them(app: Gateway, key: str) -> N
     assert largest[0] < 8 * 1024 * 1024
 
 
+def test_requests_sent_ahead_of_their_answers_wait_in_the_kernel(app: Gateway, key: str) -> None:
+    """Of 5,000 on their way the gateway holds no more than it reads at once, however long they take to answer."""
+    request = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Filler: " + b"x" * 1000 + b"\r\n\r\n"
+    most, count = [0], 5000
+
+    class Watched(Connection):
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            most[0] = max(most[0], len(self.pipeline))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.server.Connection", Watched)
+        with serving(app, key=key) as client, connected(client) as connection:
+            sender = threading.Thread(target=connection.sendall, args=(request * count,))
+            sender.start()
+            answers = bytearray()
+            while answers.count(b"HTTP/1.1 200") < count:
+                answers += connection.recv(2**20)
+            sender.join()
+    assert 0 < most[0] < 1000
+
+
 def test_a_refused_sender_whose_body_never_comes_is_not_waited_for(
     app: Gateway, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
