@@ -52,7 +52,7 @@ def test_the_sets_that_spoke_together_account_for_every_flagged_image(report: Re
     assert sum(row["images"] for row in together) == report.json["flagged"]["k"]
     assert [row["images"] for row in together] == sorted((row["images"] for row in together), reverse=True)
     both = next(row for row in together if row["detectors"] == ["label_loss", "poison_gain"])
-    assert both["suggests"] == "a trigger with a false label" and both["images"] > 50
+    assert both["suggests"] == "a wrong label; a trigger, where many of them look alike" and both["images"] > 50
     assert suspects(Together(("x",), ("other",), 1)) == "something unlike the reference"
     assert suspects(Together(("a", "b"), ("perturbation", "duplicate"), 1)) == "a perturbation or a relabelled copy"
 

@@ -54,7 +54,7 @@ def detector_name(name: str) -> str:
 def suspects(row: Together) -> str:
     """What a set of voices suggests."""
     if set(row.kinds) == {"label", "trigger"}:
-        return "a trigger with a false label"
+        return "a wrong label; a trigger, where many of them look alike"
     if len(row.kinds) == 1:
         return SUSPICIONS[row.kinds[0]]
     return " or ".join(SHORT[kind] for kind in row.kinds)
