@@ -52,6 +52,11 @@ PANELS: dict[str, tuple[str, ...]] = {
     "unchecked+gain": ("unchecked_loss", "poison_gain"),
     "loss+unchecked+gain+agreement": ("label_loss", "unchecked_loss", "poison_gain", "label_agreement"),
     "loss+unchecked+gain+spectral": ("label_loss", "unchecked_loss", "poison_gain", "spectral_signature"),
+    "loss+unchecked+gain+patch": ("label_loss", "unchecked_loss", "poison_gain", "recurring_patch"),
+    "loss+unchecked+gain+spectral+patch": (
+        *("label_loss", "unchecked_loss", "poison_gain", "spectral_signature", "recurring_patch"),
+    ),
+    "loss+unchecked+spectral+patch": ("label_loss", "unchecked_loss", "spectral_signature", "recurring_patch"),
     "all": ALL_DETECTORS,
 }
 """Each beside the filter's own score, which a job always looks at."""

@@ -60,6 +60,7 @@ DETECTORS = {
         "poison_gain",
         "spectral_signature",
         "activation_clustering",
+        "recurring_patch",
         "duplicates",
         "reconstruction_divergence",
     )

@@ -15,6 +15,7 @@ DetectorName = Literal[
     "label_agreement",
     "spectral_signature",
     "activation_clustering",
+    "recurring_patch",
     "duplicates",
     "reconstruction_divergence",
 ]
@@ -27,7 +28,7 @@ class PanelSpec(Spec):
     """
 
     detectors: tuple[DetectorName, ...] = Field(
-        ("label_loss", "unchecked_loss", "poison_gain", "spectral_signature"),
+        ("label_loss", "unchecked_loss", "poison_gain", "spectral_signature", "recurring_patch"),
         description="each more costs the others a part of the error rate they share",
     )
     max_images: Annotated[int, Field(ge=500)] = Field(

@@ -15,6 +15,7 @@ from models.detectors import (
     label_loss,
     poison_gain,
     reconstruction_divergence,
+    recurring_patch,
     spectral_signature,
     unchecked_loss,
 )
@@ -109,6 +110,14 @@ class Copies:
 
 
 @dataclass(frozen=True, eq=False)
+class Recurrence:
+    fitted: recurring_patch.RecurringPatch
+
+    def score(self, view: View) -> Float32s:
+        return self.fitted.score(view.images)
+
+
+@dataclass(frozen=True, eq=False)
 class Divergence:
     """Jensen–Shannon divergence of the checked classifier's answers to an image and to its reconstruction."""
 
@@ -122,10 +131,11 @@ class Divergence:
 
 @dataclass(frozen=True, eq=False)
 class Means:
-    """What fitting a detector may use. confirmed: bool over the view's images."""
+    """What fitting a detector may use. confirmed, trusted: bool over the view's images."""
 
     view: View
     confirmed: Bools
+    trusted: Bools
     seed: int
     reconstruct: Reconstruct
     answers: LogProbabilities
@@ -172,6 +182,17 @@ def _copies(means: Means) -> Fitted:
     return Copies(duplicates.DuplicateIndex.fit(hashes, means.view.labels), np.sort(means.view.rows))
 
 
+def _recurrences(means: Means) -> Fitted:
+    """Each fold is judged by what recurs in the other: an image is no evidence against itself, nor are its like."""
+    parts = []
+    for fold in range(FOLDS):
+        other = means.view.folds != fold
+        view = means.view.at(other)
+        believed = np.exp(view.checked[np.arange(len(view)), view.labels])
+        parts.append(Recurrence(recurring_patch.RecurringPatch.fit(view.images, 1 - believed, means.trusted[other])))
+    return PerFold(tuple(parts))
+
+
 _FITS: dict[str, Callable[[Means], Fitted]] = {
     "label_loss": lambda means: LabelLoss(),  # noqa: ARG005
     "unchecked_loss": lambda means: UncheckedLoss(),  # noqa: ARG005
@@ -179,6 +200,7 @@ _FITS: dict[str, Callable[[Means], Fitted]] = {
     "label_agreement": _agreement,
     "spectral_signature": _signature,
     "activation_clustering": _clusters,
+    "recurring_patch": _recurrences,
     "duplicates": _copies,
     "reconstruction_divergence": lambda means: Divergence(means.reconstruct, means.answers),
 }
@@ -190,6 +212,7 @@ MODULES = {
     "label_agreement": label_agreement,
     "spectral_signature": spectral_signature,
     "activation_clustering": activation_clustering,
+    "recurring_patch": recurring_patch,
     "duplicates": duplicates,
     "reconstruction_divergence": reconstruction_divergence,
 }

@@ -78,7 +78,7 @@ def fit_panel(
     def answers(images: Images, folds: Labels) -> Float32s:
         return purified.checked.see(images, folds)[0]
 
-    means = Means(view, purified.confirmed, seed, reconstruct, answers)
+    means = Means(view, purified.confirmed, pool.trusted, seed, reconstruct, answers)
     fitted = tuple(fit_detector(name, means) for name in spec.detectors)
     notes = {
         "images": len(pool),

@@ -132,7 +132,7 @@ def test_a_score_does_not_depend_on_the_images_beside_it(backdoor: tuple[Case, P
 ALL = PanelSpec(
     detectors=(
         *("label_loss", "unchecked_loss", "poison_gain", "label_agreement", "spectral_signature"),
-        *("activation_clustering", "duplicates", "reconstruction_divergence"),
+        *("activation_clustering", "recurring_patch", "duplicates", "reconstruction_divergence"),
     ),
     rounds=1,
     steps=10,

@@ -24,6 +24,7 @@ KINDS: dict[str, Kind] = {
     "poison_gain": "trigger",
     "spectral_signature": "trigger",
     "activation_clustering": "trigger",
+    "recurring_patch": "trigger",
     "duplicates": "duplicate",
 }
 SUSPICIONS: dict[Kind, str] = {

@@ -23,6 +23,7 @@ NAMES = {
     "poison_gain": "poison gain",
     "spectral_signature": "spectral signature",
     "activation_clustering": "activation clustering",
+    "recurring_patch": "recurring patch",
     "duplicates": "duplicates",
 }
 FILTER_SEES = "Perturbations: small changes all over the image, of the size that the filter learnt."
