@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,18 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 by itself, and so in less time than in float32.
+
+    CUDA does; a CPU where it has AVX-512 BF16, AMX or SVE for it. Others would have to imitate it.
+    """
+    if device.type != "cpu":
+        return device.type == "cuda"
+    capabilities: Callable[[], Mapping[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
+    has = capabilities()
+    return any(has.get(unit) for unit in ("avx512_bf16", "amx_bf16", "sve_bf16"))
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class FitSpec(Spec):
         description="stop after so many epochs without a smaller validation loss, and go back to the best; None: never",
     )
     mixed_precision: bool = Field(
-        True, description="compute losses in bfloat16 where the device is CUDA; a CPU always has float32"
+        True, description="train in bfloat16 where the device computes in it: CUDA, and CPUs with units for it"
     )
 
     @model_validator(mode="after")

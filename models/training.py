@@ -19,7 +19,7 @@ from models.batches import Batches as Batches
 from models.batches import ImageBatches as ImageBatches
 from models.batches import batch_count as batch_count
 from models.checkpoint import Progress, Within, pack, unpack
-from models.device import pick_device
+from models.device import has_bfloat16, pick_device
 from models.ranks import Ranks
 from models.schedule import rates
 from models.seeding import derive_seed, seeded
@@ -233,8 +233,8 @@ def _optimizer(model: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
 
 def _precision(spec: FitSpec, device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 pays where the device has units for it; its exponents are float32's, so no loss needs scaling."""
-    if spec.mixed_precision and device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16)
+    if spec.mixed_precision and has_bfloat16(device):
+        return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 

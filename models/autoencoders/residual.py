@@ -29,11 +29,17 @@ class ResidualDenoiser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Float (n, c, h, w) in [0, 1] to the perturbation in units of ε, of the same shape."""
-        kernel = self.get_buffer("kernel")
-        edges = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel, groups=self.channels)
-        seen = torch.cat([x - 0.5, (edges * HIGH_PASS_GAIN).clamp(-HIGH_PASS_LIMIT, HIGH_PASS_LIMIT)], dim=1)
-        perturbation: Tensor = self.layers(seen)
+        edges = (self._high_pass(x) * HIGH_PASS_GAIN).clamp(-HIGH_PASS_LIMIT, HIGH_PASS_LIMIT)
+        perturbation: Tensor = self.layers(torch.cat([x - 0.5, edges], dim=1))
         return perturbation
+
+    def _high_pass(self, x: Tensor) -> Tensor:
+        """In float32 whatever the rest is computed in: bfloat16 tells no level of 256 from the next above one half."""
+        padded, kernel = F.pad(x, (1, 1, 1, 1), mode="reflect"), self.get_buffer("kernel")
+        if not torch.is_autocast_enabled(x.device.type):
+            return F.conv2d(padded, kernel, groups=self.channels)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(padded.float(), kernel, groups=self.channels)
 
     def remove(self, x: Tensor, perturbation: Tensor) -> Tensor:
         """The reconstruction x − ε·n(x), in [0, 1]."""

@@ -65,7 +65,7 @@ def distance_to_teacher(logits: Tensor, soft: Tensor, temperature: float) -> Ten
 
 
 def _logits(model: nn.Module, x: Tensor, rng: torch.Generator) -> Tensor:
-    """All of them, with dropout where the model is being trained."""
+    """All of them in float32, with dropout where the model is being trained."""
     if not isinstance(model, Classifier):
         raise TypeError(f"want a Classifier, not {type(model).__name__}")
-    return model.training_logits(x, rng)
+    return model.training_logits(x, rng).float()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.autoencoders.contraction import jacobian_norm
-from models.autoencoders.convolutional import ConvolutionalAutoencoder, draw
+from models.autoencoders.convolutional import Code, ConvolutionalAutoencoder, draw
 from models.filter_specs import ConvolutionalSpec, PerturbationSpec
 from models.perturbations import add
 from models.training import Batch, Loss
@@ -60,7 +60,7 @@ def convolutional_loss(spec: ConvolutionalSpec) -> Loss:
             raise TypeError(f"want a ConvolutionalAutoencoder, not {type(model).__name__}")
         clean = batch[0]
         x = noisy(clean, spec.noise_std, rng)
-        code = model.encode(x)
+        code = _in_float32(model.encode(x))
         noise = torch.randn(code.mean.shape, generator=rng, device=rng.device)
         x_hat = model.decode(draw(code, noise))
         total = (x_hat - (clean if spec.denoising else x)).square().flatten(1).sum(dim=1)
@@ -71,6 +71,10 @@ def convolutional_loss(spec: ConvolutionalSpec) -> Loss:
         return total.mean() / clean[0].numel()
 
     return loss
+
+
+def _in_float32(code: Code) -> Code:
+    return Code(code.mean.float(), None if code.log_variance is None else code.log_variance.float())
 
 
 def noisy(x: Tensor, std: float, rng: torch.Generator) -> Tensor:

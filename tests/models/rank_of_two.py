@@ -17,7 +17,7 @@ from models.training import Batch, Forgetful, ImageBatches, Silent, Stopped, Wat
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (200, 12, 12, 1), dtype=np.uint8)
 LABELS = (IMAGES[..., 0].mean((1, 2)) > np.median(IMAGES[..., 0].mean((1, 2)))).astype(np.int64)
-SPEC = FitSpec(epochs=6, batch_size=31, optimizer="adam", peak_lr=0.01, validation_share=0.0)
+SPEC = FitSpec(epochs=6, batch_size=31, optimizer="adam", peak_lr=0.01, validation_share=0.0, mixed_precision=False)
 
 
 class StopsAtFour:

@@ -63,6 +63,18 @@ def test_the_high_pass_is_blind_to_slopes_and_sees_one_level() -> None:
     assert "kernel" not in network.state_dict()  # it is no weight: nothing to load, nothing to get wrong
 
 
+def test_a_bright_images_single_levels_survive_bfloat16() -> None:
+    """bfloat16 has steps of a whole level above one half: a high-pass in it would see what is not there."""
+    network, levels = denoiser(), 200 + torch.arange(12).reshape(1, 1, 1, 12).expand(1, 3, 12, 12) % 3
+    x = levels / 255
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded, perturbation = network._high_pass(x), network(x)
+    with torch.no_grad():
+        assert torch.equal(rounded, network._high_pass(x))
+        assert perturbation.dtype == torch.bfloat16
+        assert torch.allclose(perturbation.float(), network(x), atol=0.02)
+
+
 def test_the_denoiser_sees_an_image_alike_wherever_it_lies() -> None:
     network, x = denoiser(), some(1, 3, 40, 40)
     with torch.no_grad():

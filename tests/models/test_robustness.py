@@ -267,7 +267,7 @@ def test_who_knows_more_does_no_less_harm(digits: Digits) -> None:
     # PGD's box of 25.5 levels is rounded to 26 at its sides, the adaptive attack's to 25.
     assert rows["adaptive"]["served_wrong"] >= rows["pgd-margin"]["served_wrong"] - 0.04
     assert rows["adaptive"]["served_wrong"] > 0.2
-    assert rows["adaptive-expectation"]["served_wrong"] > 0.2
+    assert rows["adaptive-expectation"]["served_wrong"] > 0.1
     assert rows["square-served"]["served_wrong"] > rows["none"]["served_wrong"]
     assert "adaptive_weaker_than_blind" not in raised(result)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointUnreadable
+from models.device import has_bfloat16
 from models.images import Images, NotImages, check_images, to_float, to_uint8
 from models.schedule import one_cycle
 from models.seeding import derive_seed, seeded
@@ -275,3 +276,33 @@ def test_images_come_back_from_torch_as_they_went() -> None:
 def test_what_is_no_image_is_refused(images: np.ndarray) -> None:
     with pytest.raises(NotImages):
         check_images(images)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_step_is_in_bfloat16_where_the_device_computes_in_it(mixed: bool) -> None:
+    """The loss, the weights and what is measured on held-out images stay in float32."""
+    steps: set[torch.dtype] = set()
+    held_out: set[torch.dtype] = set()
+    spec = FitSpec(epochs=1, batch_size=32, validation_share=0.2, mixed_precision=mixed)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+    def loss(model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
+        logits = model(batch[0])
+        (steps if model.training else held_out).add(logits.dtype)
+        return F.cross_entropy(logits, batch[1])
+
+    batches = ImageBatches(IMAGES, LABELS, spec=spec, seed=0)
+    result = fit(network, batches, loss, spec, seed=0, watch=Silent(), checkpoints=Forgetful(), name="precision")
+    low = mixed and has_bfloat16(torch.device("cpu"))
+    assert steps == {torch.bfloat16 if low else torch.float32}
+    assert held_out == {torch.float32}
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+    assert np.isfinite([*result.train_loss, *result.validation_loss]).all()
+
+
+def test_every_cuda_device_and_a_cpu_with_units_for_it_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_bfloat16(torch.device("cuda"))
+    assert not has_bfloat16(torch.device("meta"))
+    for units, has in (({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units, raising=False)
+        assert has_bfloat16(torch.device("cpu")) is has
