@@ -58,9 +58,9 @@ class RecurringPatch:
         """images: uint8 (n, h, w, c), c of 1 or 3; surprise: (n,) in [0, 1], 1 − p(label); trusted: bool (n,).
 
         For each code, at each place and anywhere: the deviance of the surprise of the candidates that show it, beside
-        what is expected: as many as among the trusted images, or as many as do show it if that is more, each as
-        surprising as the candidates are on average. Where it recurs anywhere the texture of the set counts too, so
-        both kinds of evidence are in units of what nine tenths of the images stay below.
+        what is expected: as many as among the trusted images, or as many as do show it (and one more) if that is more
+        or nobody is trusted, each as surprising as the candidates are on average. Where it recurs anywhere the texture
+        of the set counts too, so both kinds of evidence are in units of what nine tenths of the images stay below.
         Raises ValueError for other types and shapes.
         Source: ours; the deviance is Kulldorff's 1997 scan statistic for counts.
         """
@@ -145,7 +145,8 @@ def _evidence(
 ) -> Float64s:
     """Deviance by code, 0 where there is no more surprise than expected. usual: how many trusted images show it."""
     mean = float(weights.mean()) if len(weights) else 0.0
-    expected = mean * np.maximum(shown.astype(np.float64), len(weights) * (usual + 1) / (trusted + 1))
+    usually = len(weights) * (usual + 1) / (trusted + 1) if trusted else np.zeros(len(usual))
+    expected = mean * np.maximum(shown.astype(np.float64) + 1, usually)
     more = (surprising > expected) & (expected > 0)
     ratio = np.divide(surprising, expected, out=np.ones(len(expected)), where=more)
     return np.asarray(np.where(more, surprising * np.log(ratio) - (surprising - expected), 0.0), dtype=np.float64)

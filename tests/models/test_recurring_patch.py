@@ -93,11 +93,19 @@ def test_clean_candidates_score_as_trusted_images_do() -> None:
 
 
 def test_the_deviance_is_that_of_counts() -> None:
-    """40 images of 100 candidates show a code, none of 9 trusted: expected are 100 · 1/10, or the 40 themselves."""
+    """40 images of 100 candidates show a code, none of 9 trusted: expected are 100 · 1/10, or the 40 and one more."""
     weights = np.where(np.arange(100) < 40, 0.9, 0.1)
-    mean = weights.mean()
-    found = recurring_patch._evidence(np.array([40.0]), np.array([36.0]), np.array([0.0]), weights, 9)
-    assert found == pytest.approx([36 * np.log(36 / (40 * mean)) - (36 - 40 * mean)])
+    expected = 41 * weights.mean()
+    for trusted in (9, 0):
+        found = recurring_patch._evidence(np.array([40.0]), np.array([36.0]), np.array([0.0]), weights, trusted)
+        assert found == pytest.approx([36 * np.log(36 / expected) - (36 - expected)])
+    rarer = recurring_patch._evidence(np.array([40.0]), np.array([36.0]), np.array([8.0]), weights, 9)
+    assert rarer.tolist() == [0.0]
+
+
+def test_a_patch_is_found_where_nobody_vouches_for_an_image() -> None:
+    images, surprise, _, poison = case(Patch().stamp)
+    assert auroc((images, surprise, np.zeros(COUNT, np.bool_), poison)) > 0.99
 
 
 def test_a_score_is_the_same_alone_and_in_shards() -> None:
