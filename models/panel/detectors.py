@@ -131,11 +131,14 @@ class Divergence:
 
 @dataclass(frozen=True, eq=False)
 class Means:
-    """What fitting a detector may use. confirmed, trusted: bool over the view's images."""
+    """What fitting a detector may use. confirmed, known: bool over the view's images.
+
+    known: those that taught the first classifiers, trusted or sifted.
+    """
 
     view: View
     confirmed: Bools
-    trusted: Bools
+    known: Bools
     seed: int
     reconstruct: Reconstruct
     answers: LogProbabilities
@@ -189,7 +192,7 @@ def _recurrences(means: Means) -> Fitted:
         other = means.view.folds != fold
         view = means.view.at(other)
         believed = np.exp(view.checked[np.arange(len(view)), view.labels])
-        parts.append(Recurrence(recurring_patch.RecurringPatch.fit(view.images, 1 - believed, means.trusted[other])))
+        parts.append(Recurrence(recurring_patch.RecurringPatch.fit(view.images, 1 - believed, means.known[other])))
     return PerFold(tuple(parts))
 
 

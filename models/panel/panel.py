@@ -65,9 +65,10 @@ def fit_panel(
     rows: (n,), distinct, ≥ 0. start: bool (n,), what the first round learns from; None takes the trusted images.
     Raises ValueError where nothing is trusted or the pool is too small for a detector, Diverged, Stopped.
     """
+    known = pool.trusted if start is None else start
     purified = purify(
         pool,
-        pool.trusted if start is None else start,
+        known,
         spec,
         seed=seed,
         watch_for=watch_for,
@@ -78,7 +79,7 @@ def fit_panel(
     def answers(images: Images, folds: Labels) -> Float32s:
         return purified.checked.see(images, folds)[0]
 
-    means = Means(view, purified.confirmed, pool.trusted, seed, reconstruct, answers)
+    means = Means(view, purified.confirmed, known, seed, reconstruct, answers)
     fitted = tuple(fit_detector(name, means) for name in spec.detectors)
     notes = {
         "images": len(pool),

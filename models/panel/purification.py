@@ -5,7 +5,8 @@ in the images whose label the classifiers of the round before, which had not see
 accurate as if all labels had been right, and without having met the poison. What the first learnt and the second did
 not is what the poison teaches. A trusted image teaches in every round, confirmed or not, but never what judges its own
 fold: there it is treated as a clean candidate is, and says how one scores. Only what chooses the candidates of the
-first round learns from all trusted images at once, for a class may have its few in one fold.
+first round learns from all trusted images at once, for a class may have its few in one fold. Where nobody is trusted,
+it starts from images that were sifted, and goes back to them for a class that the rounds lose.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ MOST_PASSES = 40
 SURE, DISBELIEVED = 0.9, 0.02
 """An image's label is denied where another is this probable, and it itself at most that."""
 SCORED_AT_ONCE = 256
+STILL_THERE = 0.5
+"""Of what a class started from, the share that the next round must be taught at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +105,7 @@ def purify(
     confirmed, done, shares = _confirmed(CrossFitted((first,) * FOLDS), pool), spec.steps, []
     for number, steps in enumerate(plan):
         stretch = _Stretch(watch, done, steps, total)
-        taught = confirmed | (believed if number else start)
+        taught = without_lost_classes(confirmed | (believed if number else start), start, pool.labels)
         checked = trainer.cross_fit(f"checking-{number}", taught, stretch)
         done += FOLDS * steps
         found = _confirmed(checked, pool)
@@ -131,6 +134,17 @@ def denied(log_p: np.ndarray[Any, Any], labels: Labels) -> Bools:
     """(n,): where another label is all but sure. log_p: (n, classes), of classifiers that have not seen the images."""
     p = np.exp(log_p)
     return np.asarray((p[np.arange(len(labels)), labels] <= DISBELIEVED) & (p.max(axis=1) >= SURE))
+
+
+def without_lost_classes(taught: Bools, start: Bools, labels: Labels) -> Bools:
+    """`taught`, and of each class of which it has less than half as many as `start`, all of those; (n,) each.
+
+    A class that no classifier is taught is confirmed by none, and would stay lost for good.
+    """
+    classes = int(labels.max(initial=0)) + 1
+    now, first = (np.bincount(labels[rows], minlength=classes) for rows in (taught, start))
+    lost = np.flatnonzero(now < STILL_THERE * first)
+    return np.asarray(taught | (start & np.isin(labels, lost)))
 
 
 def _confirmed(fitted: CrossFitted, pool: Pool) -> Bools:

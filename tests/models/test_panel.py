@@ -16,6 +16,7 @@ from models.panel.detectors import Reconstruct
 from models.panel.packing import pack_panel, unpack_panel
 from models.panel.panel import Panel, PanelFit, fit_panel
 from models.panel.pool import Labels, Pool, folds_of
+from models.panel.purification import without_lost_classes
 from models.specs import PanelSpec
 from models.training import Forgetful, Silent, Stopped
 
@@ -155,6 +156,16 @@ def test_a_panel_that_was_packed_scores_every_image_exactly_as_before() -> None:
     seen = [panel.score(pool.images, pool.labels, pool.folds, rows) for panel in (before, after)]
     assert np.isfinite(seen[0]).all()
     np.testing.assert_array_equal(*seen)
+
+
+def test_a_class_that_the_rounds_lose_is_taught_again_what_it_started_from() -> None:
+    labels = np.repeat([0, 1, 2], 10)
+    start = np.tile(np.arange(10) < 4, 3)
+    taught = np.array([True] * 9 + [False] * 1 + [True] * 2 + [False] * 8 + [False] * 9 + [True])
+    found = without_lost_classes(taught, start, labels)
+    assert found[:20].tolist() == taught[:20].tolist()  # all of the first class, half of what the second started from
+    assert np.flatnonzero(found[20:]).tolist() == [0, 1, 2, 3, 9]
+    np.testing.assert_array_equal(without_lost_classes(taught | start, start, labels), taught | start)
 
 
 def test_no_classifier_has_seen_what_it_judges(backdoor: tuple[Case, PanelFit]) -> None:
