@@ -52,11 +52,12 @@ PANELS: dict[str, tuple[str, ...]] = {
     "unchecked+gain": ("unchecked_loss", "poison_gain"),
     "loss+unchecked+gain+agreement": ("label_loss", "unchecked_loss", "poison_gain", "label_agreement"),
     "loss+unchecked+gain+spectral": ("label_loss", "unchecked_loss", "poison_gain", "spectral_signature"),
-    "loss+unchecked+gain+patch": ("label_loss", "unchecked_loss", "poison_gain", "recurring_patch"),
-    "loss+unchecked+gain+spectral+patch": (
-        *("label_loss", "unchecked_loss", "poison_gain", "spectral_signature", "recurring_patch"),
+    "loss+unchecked+gain+patch+pattern": (
+        *("label_loss", "unchecked_loss", "poison_gain", "recurring_patch", "recurring_pattern"),
     ),
-    "loss+unchecked+spectral+patch": ("label_loss", "unchecked_loss", "spectral_signature", "recurring_patch"),
+    "loss+unchecked+spectral+pattern": ("label_loss", "unchecked_loss", "spectral_signature", "recurring_pattern"),
+    "loss+unchecked+patch+pattern": ("label_loss", "unchecked_loss", "recurring_patch", "recurring_pattern"),
+    "loss+spectral+patch+pattern": ("label_loss", "spectral_signature", "recurring_patch", "recurring_pattern"),
     "all": ALL_DETECTORS,
 }
 """Each beside the filter's own score, which a job always looks at."""

@@ -61,6 +61,7 @@ DETECTORS = {
         "spectral_signature",
         "activation_clustering",
         "recurring_patch",
+        "recurring_pattern",
         "duplicates",
         "reconstruction_divergence",
     )
@@ -70,6 +71,24 @@ RATES = {f"α = {alpha}": f"fpr-at-{alpha}" for alpha in ("0.01", "0.05", "0.1")
 }
 RESTARTS = {f"{count} restarts": f"adaptive-0.01-restarts-{count}" for count in (1, 3, 9)}
 PROCESSED = {"JPEG 95": "ifgsm-0.01-jpeg-95", "blur 0.5 px": "ifgsm-0.01-blur-0.5px"}
+
+FAMILIES = {"ae": "AE", "dae": "DAE", "vae": "VAE", "dvae": "DVAE"}
+STACKS = {"no autoencoder": "none/alone"} | {
+    f"{words}, σ = {noise}": f"{family}/noise-{noise}" for family, words in FAMILIES.items() for noise in ("0.1", "0.4")
+}
+PENALISED = {
+    f"{family.upper()}, weight {weight}": f"{family}/penalty-{weight}"
+    for family in ("cae", "cvae")
+    for weight in (0, 10)
+}
+HLIHOR_CLAIMS = {
+    "DAE at least as accurate as AE": "dae-at-least-ae",
+    "DVAE at least as accurate as VAE": "dvae-at-least-vae",
+    **{
+        f"{words}: σ = 0.4 at least as accurate as σ = 0.1": f"{family}-more-noise-at-least-less"
+        for family, words in FAMILIES.items()
+    },
+}
 
 TABLES: dict[str, Table] = {
     "perturbed": Table(
@@ -182,6 +201,20 @@ TABLES: dict[str, Table] = {
         },
         (("scale/(?:{set}/)?{line}", max),),
         ("cifar10",),
+    ),
+    "hlihor": Table(
+        "hlihor",
+        "accuracy on clean images / attacked with ε = 0.1 / 0.2 / 0.3",
+        STACKS | PENALISED,
+        tuple((f"hlihor/{{set}}/accuracy/{{line}}/eps-{eps}", min) for eps in ("0", "0.1", "0.2", "0.3")),
+        ("mnist", "fashion-mnist"),
+    ),
+    "hlihor-claims": Table(
+        "hlihor",
+        "share of the points of the curves",
+        HLIHOR_CLAIMS,
+        (("hlihor/{set}/{line}", min),),
+        ("mnist", "fashion-mnist", "gtsrb"),
     ),
     "badjie": Table(
         "badjie",

@@ -24,10 +24,12 @@ def device_of(model: nn.Module) -> torch.device:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 by itself, and so in less time than in float32.
 
-    CUDA does; a CPU where it has AVX-512 BF16, AMX or SVE for it. Others would have to imitate it.
+    CUDA does since Ampere; a CPU where it has AVX-512 BF16, AMX or SVE for it. Others would have to imitate it.
     """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
-        return device.type == "cuda"
+        return False
     capabilities: Callable[[], Mapping[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
     has = capabilities()
     return any(has.get(unit) for unit in ("avx512_bf16", "amx_bf16", "sve_bf16"))

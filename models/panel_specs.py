@@ -16,6 +16,7 @@ DetectorName = Literal[
     "spectral_signature",
     "activation_clustering",
     "recurring_patch",
+    "recurring_pattern",
     "duplicates",
     "reconstruction_divergence",
 ]
@@ -28,7 +29,7 @@ class PanelSpec(Spec):
     """
 
     detectors: tuple[DetectorName, ...] = Field(
-        ("label_loss", "unchecked_loss", "poison_gain", "spectral_signature", "recurring_patch"),
+        ("label_loss", "unchecked_loss", "spectral_signature", "recurring_patch", "recurring_pattern"),
         description="each more costs the others a part of the error rate they share",
     )
     max_images: Annotated[int, Field(ge=500)] = Field(

@@ -120,7 +120,7 @@ class _Fit:
         self._seed, self._watch, self._checkpoints, self._name, self._device = seed, watch, checkpoints, name, device
         self._optimizer = _optimizer(model, spec)
         self._ranks = Ranks.current()
-        self._identity = f"{spec.model_dump_json()} {seed} {batches.steps} {self._ranks.size}"
+        self._identity = f"{spec.model_dump_json()} {seed} {batches.steps} {self._ranks.size} {_dtype(spec, device)}"
         self._total_steps = spec.epochs * batches.steps
         self._saved_at = time.monotonic()
 
@@ -233,9 +233,12 @@ def _optimizer(model: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
 
 def _precision(spec: FitSpec, device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 pays where the device has units for it; its exponents are float32's, so no loss needs scaling."""
-    if spec.mixed_precision and has_bfloat16(device):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    dtype = _dtype(spec, device)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def _dtype(spec: FitSpec, device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if spec.mixed_precision and has_bfloat16(device) else torch.float32
 
 
 def _rng(seed: int, name: str, epoch: int, device: torch.device) -> torch.Generator:

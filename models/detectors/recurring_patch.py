@@ -12,13 +12,15 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from models.detectors.pixels import blocks, check_images, check_shape, check_surprise, reduced
+
 SEES = (
     "Small triggers that are stamped: a patch that is the same in many images, at one place or at any, and whose "
     "images carry labels that the checked classifier does not believe. No network need have learnt it."
 )
 BLIND_TO = (
     "What is mixed in faintly, warped, or spread over the whole image; patches that look like what any image shows; "
-    "a patch in a dozen images only; and triggers on images whose label is right."
+    "a patch in some dozens of images only; and triggers on images whose label is right."
 )
 
 Images = npt.NDArray[np.uint8]
@@ -55,19 +57,22 @@ class RecurringPatch:
 
     @classmethod
     def fit(cls, images: Images, surprise: Floats, trusted: Bools) -> Self:
-        """images: uint8 (n, h, w, c), c of 1 or 3; surprise: (n,) in [0, 1], 1 − p(label); trusted: bool (n,).
+        """images: uint8 (n, h, w, c), c of 1 or 3; surprise: (n,) in [0, 1], 1 − p(label); trusted: bool (n,), or
+        those that taught the first classifiers where nobody is.
 
-        For each code, at each place and anywhere: the deviance of the surprise of the candidates that show it, beside
-        what is expected: as many as among the trusted images, or as many as do show it (and one more) if that is more
-        or nobody is trusted, each as surprising as the candidates are on average. Where it recurs anywhere the texture
-        of the set counts too, so both kinds of evidence are in units of what nine tenths of the images stay below.
+        For each code, at each place and anywhere: how much more surprise the candidates that show it make up than is
+        expected: as many as among the trusted images, or as many as do show it (and one more) if that is more or nobody
+        is trusted, each as surprising as the candidates are on average. Where it recurs anywhere the texture of the set
+        counts too, so both kinds of evidence are in units of what nine tenths of the images stay below, or of 1 if that
+        is more.
         Raises ValueError for other types and shapes.
-        Source: ours; the deviance is Kulldorff's 1997 scan statistic for counts.
+        Source: ours; the log likelihood ratio of counts, expectation-based (Neill et al. 2005). Deviation: of surprise.
         """
-        _check(images)
-        if surprise.shape != images.shape[:1] or trusted.shape != images.shape[:1]:
-            raise ValueError(f"want a surprise and a mark of trust for each image: {surprise.shape}, {trusted.shape}")
-        codes = np.concatenate([_codes(block) for block in _blocks(images)] or [_codes(images)])
+        check_images(images)
+        check_surprise(images, surprise)
+        if trusted.shape != surprise.shape:
+            raise ValueError(f"want a mark of trust for each image: {trusted.shape} for {len(images)}")
+        codes = np.concatenate([_codes(images[rows]) for rows in blocks(images)] or [_codes(images)])
         weights = surprise[~trusted].astype(np.float64)
         count, shape = _code_count(images.shape[3]), np.array(images.shape[1:], np.int64)
         keys: list[Ids] = []
@@ -85,12 +90,10 @@ class RecurringPatch:
 
         Raises ValueError for other types and shapes, and for images of another shape than were fitted.
         """
-        _check(images)
-        if images.shape[1:] != tuple(self.image_shape):
-            raise ValueError(f"the images are {images.shape[1:]}, not {tuple(map(int, self.image_shape))}")
+        check_shape(images, self.image_shape)
         found = np.zeros(len(images), np.float32)
-        for start, block in enumerate(_blocks(images)):
-            found[start * IMAGES_AT_ONCE :][: len(block)] = self._of_codes(_codes(block))
+        for rows in blocks(images):
+            found[rows] = self._of_codes(_codes(images[rows]))
         return found
 
     def _of_codes(self, codes: Codes) -> Float32s:
@@ -143,7 +146,7 @@ def _placed(candidates: Codes, weights: Float64s, trusted: Codes, count: int) ->
 def _evidence(
     shown: npt.NDArray[np.generic], surprising: Float64s, usual: Float64s, weights: Float64s, trusted: int
 ) -> Float64s:
-    """Deviance by code, 0 where there is no more surprise than expected. usual: how many trusted images show it."""
+    """By code, in nats, 0 where there is no more surprise than expected. usual: how many trusted images show it."""
     mean = float(weights.mean()) if len(weights) else 0.0
     usually = len(weights) * (usual + 1) / (trusted + 1) if trusted else np.zeros(len(usual))
     expected = mean * np.maximum(shown.astype(np.float64) + 1, usually)
@@ -162,7 +165,7 @@ def _distinct(codes: Codes) -> tuple[npt.NDArray[np.intp], Codes]:
 
 def _codes(images: Images) -> Codes:
     """int32 (n, places): of each window which pixels are lighter and darker than its mean, and its mean colour."""
-    levels = _reduced(images)
+    levels = reduced(images, LARGEST_SIDE)
     grey = levels @ np.array([77, 150, 29], np.int32) >> 8 if levels.shape[3] == 3 else levels[..., 0]
     mean = _window_sum(grey) // WINDOW**2
     code = np.zeros(mean.shape, np.int32)
@@ -186,18 +189,6 @@ def _window_sum(plane: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.asarray(np.sum(np.stack(list(_pixels(plane))), axis=0), dtype=np.int32)
 
 
-def _reduced(images: Images) -> npt.NDArray[np.int32]:
-    """Images whose sides are averaged down to 64 pixels at most, every pixel counted once."""
-    levels = images.astype(np.int32)
-    for axis in (1, 2):
-        side = levels.shape[axis]
-        if side > LARGEST_SIDE:
-            edges = np.arange(LARGEST_SIDE) * side // LARGEST_SIDE
-            width = np.diff(np.append(edges, side)).reshape([-1 if each == axis else 1 for each in range(4)])
-            levels = np.add.reduceat(levels, edges, axis=axis) // width
-    return np.asarray(levels, dtype=np.int32)
-
-
 def _blocks(rows: npt.NDArray[Level]) -> Iterator[npt.NDArray[Level]]:
     for start in range(0, len(rows), IMAGES_AT_ONCE):
         yield rows[start : start + IMAGES_AT_ONCE]
@@ -205,8 +196,3 @@ def _blocks(rows: npt.NDArray[Level]) -> Iterator[npt.NDArray[Level]]:
 
 def _code_count(channels: int) -> int:
     return int(PATTERNS << (COLOUR_BITS * channels))
-
-
-def _check(images: Images) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(f"images must be uint8 of shape (n, h, w, 1 or 3), not {images.dtype} {images.shape}")

@@ -109,6 +109,6 @@ def check_overfitting(
 
 
 def _all_logits(model: nn.Module, x: Tensor) -> Tensor:
-    """With the outlier class where there is one; without dropout."""
+    """In float32, with the outlier class where there is one; without dropout."""
     logits: Tensor = model.training_logits(x, None) if isinstance(model, Classifier) else model(x)
-    return logits
+    return logits.float()

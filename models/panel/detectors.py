@@ -16,6 +16,7 @@ from models.detectors import (
     poison_gain,
     reconstruction_divergence,
     recurring_patch,
+    recurring_pattern,
     spectral_signature,
     unchecked_loss,
 )
@@ -118,6 +119,14 @@ class Recurrence:
 
 
 @dataclass(frozen=True, eq=False)
+class Pattern:
+    fitted: recurring_pattern.RecurringPattern
+
+    def score(self, view: View) -> Float32s:
+        return self.fitted.score(view.images, view.labels)
+
+
+@dataclass(frozen=True, eq=False)
 class Divergence:
     """Jensen–Shannon divergence of the checked classifier's answers to an image and to its reconstruction."""
 
@@ -186,14 +195,29 @@ def _copies(means: Means) -> Fitted:
 
 
 def _recurrences(means: Means) -> Fitted:
-    """Each fold is judged by what recurs in the other: an image is no evidence against itself, nor are its like."""
+    """Each fold is judged by what recurs in the other: an image is no evidence against itself, nor are
+    its like where groups are known."""
     parts = []
     for fold in range(FOLDS):
         other = means.view.folds != fold
-        view = means.view.at(other)
-        believed = np.exp(view.checked[np.arange(len(view)), view.labels])
-        parts.append(Recurrence(recurring_patch.RecurringPatch.fit(view.images, 1 - believed, means.known[other])))
+        view, known = means.view.at(other), means.known[other]
+        parts.append(Recurrence(recurring_patch.RecurringPatch.fit(view.images, _surprise(view), known)))
     return PerFold(tuple(parts))
+
+
+def _patterns(means: Means) -> Fitted:
+    """As what recurs: of the other fold."""
+    parts = []
+    for fold in range(FOLDS):
+        view = means.view.at(means.view.folds != fold)
+        fit = recurring_pattern.RecurringPattern.fit
+        parts.append(Pattern(fit(view.images, view.labels, _surprise(view), num_classes=view.num_classes)))
+    return PerFold(tuple(parts))
+
+
+def _surprise(view: View) -> Float32s:
+    """How little the checked classifier believes each label, (n,) in [0, 1]."""
+    return np.clip(1 - np.exp(view.checked[np.arange(len(view)), view.labels]), 0, 1)
 
 
 _FITS: dict[str, Callable[[Means], Fitted]] = {
@@ -204,6 +228,7 @@ _FITS: dict[str, Callable[[Means], Fitted]] = {
     "spectral_signature": _signature,
     "activation_clustering": _clusters,
     "recurring_patch": _recurrences,
+    "recurring_pattern": _patterns,
     "duplicates": _copies,
     "reconstruction_divergence": lambda means: Divergence(means.reconstruct, means.answers),
 }
@@ -216,6 +241,7 @@ MODULES = {
     "spectral_signature": spectral_signature,
     "activation_clustering": activation_clustering,
     "recurring_patch": recurring_patch,
+    "recurring_pattern": recurring_pattern,
     "duplicates": duplicates,
     "reconstruction_divergence": reconstruction_divergence,
 }

@@ -14,6 +14,7 @@ from models.detectors.activation_clustering import ActivationClustering
 from models.detectors.duplicates import DuplicateIndex
 from models.detectors.label_agreement import LabelAgreement
 from models.detectors.recurring_patch import RecurringPatch
+from models.detectors.recurring_pattern import RecurringPattern
 from models.detectors.spectral_signature import SpectralSignature
 from models.device import pick_device
 from models.images import Images
@@ -24,6 +25,7 @@ from models.panel.detectors import (
     Divergence,
     Fitted,
     LabelLoss,
+    Pattern,
     PerFold,
     PoisonGain,
     Reconstruct,
@@ -37,7 +39,9 @@ from models.panel.purification import CrossFitted, Purified
 from models.panel.views import Float32s
 
 Arrays = dict[str, NDArray[Any]]
-Index = TypeVar("Index", LabelAgreement, SpectralSignature, ActivationClustering, DuplicateIndex, RecurringPatch)
+Index = TypeVar(
+    "Index", LabelAgreement, SpectralSignature, ActivationClustering, DuplicateIndex, RecurringPatch, RecurringPattern
+)
 
 WITHOUT_STATE: dict[str, Callable[[], Fitted]] = {
     "label_loss": LabelLoss,
@@ -104,7 +108,7 @@ def _state(detector: Fitted) -> Arrays:
         return {f"{fold}.{key}": value for fold, part in parts.items() for key, value in part.items()}
     if isinstance(detector, Agreement):
         return _fields(detector.index)
-    if isinstance(detector, Signature | Recurrence):
+    if isinstance(detector, Signature | Recurrence | Pattern):
         return _fields(detector.fitted)
     if isinstance(detector, Copies):
         return {**_fields(detector.index), "indexed": np.array(detector.indexed)}
@@ -125,6 +129,8 @@ def _detector(name: str, arrays: Mapping[str, NDArray[Any]]) -> Fitted:
         return PerFold(tuple(Signature(_restored(ActivationClustering, part)) for part in of_fold))
     if name == "recurring_patch":
         return PerFold(tuple(Recurrence(_restored(RecurringPatch, part)) for part in of_fold))
+    if name == "recurring_pattern":
+        return PerFold(tuple(Pattern(_restored(RecurringPattern, part)) for part in of_fold))
     raise ValueError(f"there is no detector {name!r}")
 
 

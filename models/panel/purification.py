@@ -105,7 +105,7 @@ def purify(
     confirmed, done, shares = _confirmed(CrossFitted((first,) * FOLDS), pool), spec.steps, []
     for number, steps in enumerate(plan):
         stretch = _Stretch(watch, done, steps, total)
-        taught = without_lost_classes(confirmed | (believed if number else start), start, pool.labels)
+        taught = without_lost_classes(confirmed | (believed if number else start), start, pool)
         checked = trainer.cross_fit(f"checking-{number}", taught, stretch)
         done += FOLDS * steps
         found = _confirmed(checked, pool)
@@ -136,15 +136,15 @@ def denied(log_p: np.ndarray[Any, Any], labels: Labels) -> Bools:
     return np.asarray((p[np.arange(len(labels)), labels] <= DISBELIEVED) & (p.max(axis=1) >= SURE))
 
 
-def without_lost_classes(taught: Bools, start: Bools, labels: Labels) -> Bools:
-    """`taught`, and of each class of which it has less than half as many as `start`, all of those; (n,) each.
+def without_lost_classes(taught: Bools, start: Bools, pool: Pool) -> Bools:
+    """`taught`, and of each class in each fold of which it has less than half as many as `start`, all of those.
 
-    A class that no classifier is taught is confirmed by none, and would stay lost for good.
+    taught, start: bool (n,) over the pool. A class that a classifier is not taught is confirmed by none in the fold
+    that it judges, and would stay lost for good.
     """
-    classes = int(labels.max(initial=0)) + 1
-    now, first = (np.bincount(labels[rows], minlength=classes) for rows in (taught, start))
-    lost = np.flatnonzero(now < STILL_THERE * first)
-    return np.asarray(taught | (start & np.isin(labels, lost)))
+    kind = pool.labels * FOLDS + pool.folds
+    now, first = (np.bincount(kind[rows], minlength=FOLDS * pool.num_classes) for rows in (taught, start))
+    return np.asarray(taught | (start & (now < STILL_THERE * first)[kind]))
 
 
 def _confirmed(fitted: CrossFitted, pool: Pool) -> Bools:

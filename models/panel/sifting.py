@@ -19,7 +19,7 @@ from models.detectors.label_loss import label_loss
 from models.detectors.poison_gain import poison_gain
 from models.detectors.spectral_signature import SpectralSignature
 from models.images import Images
-from models.panel.panel import PanelFit
+from models.panel.panel import PanelFit, look
 from models.panel.pool import FOLDS, Bools, Pool
 from models.panel.purification import CrossFitted, cross_fit
 from models.specs import PanelSpec
@@ -28,6 +28,9 @@ from models.training import Checkpoints, Watch
 START_SHARE = 0.5
 TRUSTED_SHARE = 0.3
 """Of a class: what the classifiers start from, and what is trusted in the end."""
+
+WORST = ("recurring_patch", "recurring_pattern")
+"""Of the panel's detectors, those whose most suspicious images are never trusted: no trigger must slip in."""
 
 CELLS = 3
 """An occlusion hides a square of a third of the image's side."""
@@ -71,9 +74,12 @@ def starting_set(
 
 def trusted_at_last(fit: PanelFit, pool: Pool, start: Start) -> Bools:
     """bool (n,) over the pool: of each class the confirmed images that neither start nor panel find suspicious."""
-    believing, _ = fit.panel.purified.believing.see(pool.images, pool.folds)
-    checked = fit.panel.answers(pool.images, pool.folds)
-    tests = [label_loss(checked, pool.labels), poison_gain(believing, checked, pool.labels)]
+    panel, rows = fit.panel, np.arange(len(pool))
+    view = look(panel.purified, pool.images, pool.labels, pool.folds, rows, pool.num_classes)
+    tests = [label_loss(view.checked, pool.labels), poison_gain(view.believing, view.checked, pool.labels)]
+    tests += [
+        detector.score(view) for name, detector in zip(panel.names, panel.detectors, strict=True) if name in WORST
+    ]
     suspicion = np.max([start.suspicion, *(ranks_in_class(test, pool) for test in tests)], axis=0)
     return least_in_class(np.where(fit.confirmed, suspicion, np.inf), pool, TRUSTED_SHARE)
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from models.attacks.triggers import Patch
 from models.calibration import conformal_p_values
 from models.images import Images
-from models.panel.detectors import Reconstruct
+from models.panel import purification
+from models.panel.detectors import Means, Reconstruct, fit_detector
 from models.panel.packing import pack_panel, unpack_panel
 from models.panel.panel import Panel, PanelFit, fit_panel
 from models.panel.pool import Labels, Pool, folds_of
-from models.panel.purification import without_lost_classes
-from models.specs import PanelSpec
+from models.panel.purification import purify, without_lost_classes
+from models.panel.views import View
+from models.specs import DetectorName, PanelSpec
 from models.training import Forgetful, Silent, Stopped
 
 SIDE, CLASSES, TRUSTED = 12, 3, 240
@@ -133,7 +137,7 @@ def test_a_score_does_not_depend_on_the_images_beside_it(backdoor: tuple[Case, P
 ALL = PanelSpec(
     detectors=(
         *("label_loss", "unchecked_loss", "poison_gain", "label_agreement", "spectral_signature"),
-        *("activation_clustering", "recurring_patch", "duplicates", "reconstruction_divergence"),
+        *("activation_clustering", "recurring_patch", "recurring_pattern", "duplicates", "reconstruction_divergence"),
     ),
     rounds=1,
     steps=10,
@@ -158,14 +162,61 @@ def test_a_panel_that_was_packed_scores_every_image_exactly_as_before() -> None:
     np.testing.assert_array_equal(*seen)
 
 
-def test_a_class_that_the_rounds_lose_is_taught_again_what_it_started_from() -> None:
-    labels = np.repeat([0, 1, 2], 10)
-    start = np.tile(np.arange(10) < 4, 3)
-    taught = np.array([True] * 9 + [False] * 1 + [True] * 2 + [False] * 8 + [False] * 9 + [True])
-    found = without_lost_classes(taught, start, labels)
-    assert found[:20].tolist() == taught[:20].tolist()  # all of the first class, half of what the second started from
-    assert np.flatnonzero(found[20:]).tolist() == [0, 1, 2, 3, 9]
-    np.testing.assert_array_equal(without_lost_classes(taught | start, start, labels), taught | start)
+def small_pool(labels: NDArray[np.int64], folds: NDArray[np.int64]) -> Pool:
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), SIDE, SIDE, 1), dtype=np.uint8)
+    return Pool(images, labels, folds, np.zeros(len(labels), np.bool_), 2)
+
+
+def test_a_class_that_is_lost_in_a_fold_is_taught_again_what_it_started_from() -> None:
+    pool = small_pool(np.repeat([0, 1], 20), np.tile(np.repeat([0, 1], 10), 2))
+    start = np.tile(np.arange(10) < 4, 4)
+    taught = np.ones(40, np.bool_)
+    taught[20:30] = np.arange(10) < 2  # half of what the second class started from in its first fold
+    taught[30:] = np.arange(10) == 9  # lost in the other
+    found = without_lost_classes(taught, start, pool)
+    assert found[:30].tolist() == taught[:30].tolist()
+    assert np.flatnonzero(found[30:]).tolist() == [0, 1, 2, 3, 9]
+
+
+def test_the_rounds_go_back_to_what_a_lost_class_started_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = small_pool(np.arange(80) % 2, np.arange(80) // 2 % 2)
+    start, taught = np.arange(80) < 40, {}
+    monkeypatch.setattr(purification, "_confirmed", lambda fitted, pool: pool.labels == 0)  # noqa: ARG005
+    whole = purification._Trainer.cross_fit
+
+    def noted(self: purification._Trainer, name: str, rows: NDArray[np.bool_], stretch: purification._Stretch) -> Any:
+        taught[name] = rows.copy()
+        return whole(self, name, rows, stretch)
+
+    monkeypatch.setattr(purification._Trainer, "cross_fit", noted)
+    spec = PanelSpec(rounds=2, steps=10, final_steps=10, width=4)
+    purify(pool, start, spec, seed=0, watch_for=lambda _: Silent(), checkpoints=Forgetful())
+    for name in ("checking-0", "checking-1"):
+        np.testing.assert_array_equal(taught[name], (pool.labels == 0) | start)
+
+
+def test_what_recurs_counts_where_it_is_not_judged_and_not_where_it_was_known() -> None:
+    """A patch in many surprising images of fold 1 speaks against an image of fold 0, and not of its own fold."""
+    rng, side = np.random.default_rng(6), 12
+    images = rng.integers(100, 140, (400, side, side, 1), dtype=np.uint8)
+    labels, folds, patched = np.arange(400) % 2, np.arange(400) // 200, np.arange(400) >= 385
+    patched[0] = True
+    images[patched] = Patch().stamp(images[patched])
+    answers = np.log(np.full((400, 2), 0.02))
+    answers[np.arange(400), labels] = np.log(np.where(patched, 0.02, 0.98))
+    nothing = np.zeros((400, 1), np.float32)
+    view = View(images, labels, folds, np.arange(400), answers, nothing, answers, nothing, 2)
+
+    def scored(name: DetectorName, known: NDArray[np.bool_]) -> NDArray[np.float32]:
+        means = Means(view, np.zeros(400, np.bool_), known, 0, unchanged, lambda images, folds: nothing)  # noqa: ARG005
+        return fit_detector(name, means).score(view)
+
+    half = np.arange(400) % 4 < 2
+    patch = scored("recurring_patch", half & ~patched)
+    assert patch[0] > 2 * np.delete(patch, 0).max()
+    assert scored("recurring_patch", half | patched)[0] < patch[0] / 2
+    pattern = scored("recurring_pattern", half)
+    assert pattern[0] > 2 * np.abs(np.delete(pattern, 0)).max()
 
 
 def test_no_classifier_has_seen_what_it_judges(backdoor: tuple[Case, PanelFit]) -> None:

@@ -172,6 +172,10 @@ def test_images_without_labels_are_refused() -> None:
 Digits = tuple[Classifier, Images, np.ndarray]
 
 
+STEADY = FitSpec(epochs=3, batch_size=32, peak_lr=4e-3, mixed_precision=False)
+"""The same student on every CPU."""
+
+
 @pytest.fixture(scope="module")
 def digits() -> Digits:
     """A student, and images it was not trained on."""
@@ -181,7 +185,7 @@ def digits() -> Digits:
     order = np.random.default_rng(0).permutation(len(labels))
     train, rest = order[:1000], order[1000:]
     network = ClassifierSpec(width=8, hidden=64)
-    spec = DistillSpec(teacher=network, student=network, fit=FitSpec(epochs=3, batch_size=32, peak_lr=4e-3))
+    spec = DistillSpec(teacher=network, student=network, fit=STEADY)
     watch = Silent()
     done = distill(
         images[train], labels[train], spec, num_classes=10, watch_for=lambda _: watch, checkpoints=Forgetful()
@@ -267,7 +271,7 @@ def test_who_knows_more_does_no_less_harm(digits: Digits) -> None:
     # PGD's box of 25.5 levels is rounded to 26 at its sides, the adaptive attack's to 25.
     assert rows["adaptive"]["served_wrong"] >= rows["pgd-margin"]["served_wrong"] - 0.04
     assert rows["adaptive"]["served_wrong"] > 0.2
-    assert rows["adaptive-expectation"]["served_wrong"] > 0.1
+    assert rows["adaptive-expectation"]["served_wrong"] > 0.2
     assert rows["square-served"]["served_wrong"] > rows["none"]["served_wrong"]
     assert "adaptive_weaker_than_blind" not in raised(result)
 

@@ -300,9 +300,32 @@ def test_a_step_is_in_bfloat16_where_the_device_computes_in_it(mixed: bool) -> N
     assert np.isfinite([*result.train_loss, *result.validation_loss]).all()
 
 
-def test_every_cuda_device_and_a_cpu_with_units_for_it_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_with_units_for_it_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert has_bfloat16(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert not has_bfloat16(torch.device("cuda"))
     assert not has_bfloat16(torch.device("meta"))
     for units, has in (({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units, raising=False)
         assert has_bfloat16(torch.device("cpu")) is has
+
+
+def test_a_fit_that_was_begun_in_another_precision_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of a CPU without bfloat16, taken up by one that has it, or the other way round."""
+    spec, shelf = FitSpec(epochs=2, batch_size=30, validation_share=0.0), Shelf()
+
+    def run(has: bool, watch: Watch) -> FitResult:
+        monkeypatch.setattr("models.training.has_bfloat16", lambda device: has)  # noqa: ARG005
+        batches = ImageBatches(IMAGES, LABELS, spec=spec, seed=0)
+        return fit(_network(), batches, _noisy_loss, spec, seed=0, watch=watch, checkpoints=shelf, name="moved")
+
+    with pytest.raises(Stopped):
+        run(False, Recorder(stop_at=4))
+    taken_up, anew = Recorder(), Recorder()
+    run(True, anew)
+    assert anew.told[0][0] <= 1
+    with pytest.raises(Stopped):
+        run(False, Recorder(stop_at=4))
+    run(False, taken_up)
+    assert taken_up.told[0][0] > 1

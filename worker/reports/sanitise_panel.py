@@ -25,6 +25,7 @@ KINDS: dict[str, Kind] = {
     "spectral_signature": "trigger",
     "activation_clustering": "trigger",
     "recurring_patch": "trigger",
+    "recurring_pattern": "trigger",
     "duplicates": "duplicate",
 }
 SUSPICIONS: dict[Kind, str] = {

@@ -24,6 +24,7 @@ NAMES = {
     "spectral_signature": "spectral signature",
     "activation_clustering": "activation clustering",
     "recurring_patch": "recurring patch",
+    "recurring_pattern": "recurring pattern",
     "duplicates": "duplicates",
 }
 FILTER_SEES = "Perturbations: small changes all over the image, of the size that the filter learnt."
