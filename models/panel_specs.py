@@ -25,7 +25,7 @@ DetectorName = Literal[
 class PanelSpec(Spec):
     """The detectors beside the filter's own score, and the budget of the classifiers that they look through.
 
-    The budget is counted in steps and images, not in seconds, so that verdicts do not depend on the machine.
+    The budget is counted in steps and images, not in seconds, so that verdicts do not depend on the machine's speed.
     """
 
     detectors: tuple[DetectorName, ...] = Field(

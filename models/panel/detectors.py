@@ -217,7 +217,8 @@ def _patterns(means: Means) -> Fitted:
 
 def _surprise(view: View) -> Float32s:
     """How little the checked classifier believes each label, (n,) in [0, 1]."""
-    return np.clip(1 - np.exp(view.checked[np.arange(len(view)), view.labels]), 0, 1)
+    believed = np.exp(view.checked[np.arange(len(view)), view.labels])
+    return np.asarray(np.clip(1 - believed, 0, 1), dtype=np.float32)
 
 
 _FITS: dict[str, Callable[[Means], Fitted]] = {
