@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import models
 from benchmarks.datasets import ImageSet
+from models.device import has_bfloat16, pick_device
 from models.filtering import CrossFit, FilterFit, cross_fit_filter, fit_filter
 from models.panel.panel import fit_panel
 from models.panel.pool import Pool, folds_of
@@ -28,7 +29,8 @@ ALL_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
 
 QUICK_FILTER = ResidualSpec(fit=ResidualSpec().fit.model_copy(update={"epochs": 4}))
 FITTED_BY = ("panel", "detectors", "filtering", "autoencoders")
-"""The packages that scores come from."""
+FITTED_WITH = ("augmentation", "device", "perturbations", "schedule", "seeding", "surrogates", "training")
+"""The packages and modules that scores come from."""
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -179,11 +181,7 @@ def look(
 
 def kept(setting: Setting, name: str, make: Callable[[], Looked], *, refit: bool = False) -> Looked:
     """What `make` makes, or what it made the last time under the same name and settings, by the same code."""
-    digest = hashlib.sha256(f"{setting.spec.filter!r} {setting.panel.model_dump_json(exclude={'detectors'})}".encode())
-    for package in FITTED_BY:
-        for source in sorted((Path(models.__file__).parent / package).glob("*.py")):
-            digest.update(source.read_bytes())
-    path = setting.scratch / f"{setting.data.name}-{setting.seed}-{name}-{digest.hexdigest()[:12]}.npz"
+    path = setting.scratch / f"{setting.data.name}-{setting.seed}-{name}-{_made_by(setting)}.npz"
     if path.exists() and not refit:
         with np.load(path) as data:
             found = {key: data[key] if data[key].ndim else data[key].item() for key in data}
@@ -192,6 +190,17 @@ def kept(setting: Setting, name: str, make: Callable[[], Looked], *, refit: bool
     setting.scratch.mkdir(parents=True, exist_ok=True)
     np.savez(path, **{key: np.asarray(value) for key, value in vars(made).items()})
     return made
+
+
+def _made_by(setting: Setting) -> str:
+    """The settings, the code and the precision that scores come from, in short."""
+    low = has_bfloat16(pick_device())
+    panel = setting.panel.model_dump_json(exclude={"detectors"})
+    digest, folder = hashlib.sha256(f"{setting.spec.filter!r} {panel} {low}".encode()), Path(models.__file__).parent
+    sources = [source for package in FITTED_BY for source in sorted((folder / package).glob("*.py"))]
+    for source in (*sources, *(folder / f"{module}.py" for module in FITTED_WITH)):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def groups_of(data: ImageSet, rows: Labels) -> Labels:
