@@ -17,9 +17,11 @@ from torch import Tensor
 from models.augmentation import augment
 from models.detectors.label_loss import label_loss
 from models.detectors.poison_gain import poison_gain
+from models.detectors.recurring_patch import RecurringPatch
+from models.detectors.recurring_pattern import RecurringPattern
 from models.detectors.spectral_signature import SpectralSignature
 from models.images import Images
-from models.panel.panel import PanelFit, look
+from models.panel.panel import PanelFit
 from models.panel.pool import FOLDS, Bools, Pool
 from models.panel.purification import CrossFitted, cross_fit
 from models.specs import PanelSpec
@@ -29,9 +31,6 @@ START_SHARE = 0.5
 TRUSTED_SHARE = 0.3
 """Of a class: what the classifiers start from, and what is trusted in the end."""
 
-WORST = ("recurring_patch", "recurring_pattern")
-"""Of the panel's detectors, those whose most suspicious images are never trusted: no trigger must slip in."""
-
 CELLS = 3
 """An occlusion hides a square of a third of the image's side."""
 
@@ -40,7 +39,11 @@ Floats = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """chosen: bool (n,) over the pool. suspicion: (n,) in (0, 1], an image's worst rank among its class."""
+    """chosen: bool (n,) over the pool. suspicion: (n,) in (0, 1], an image's worst rank among its class.
+
+    What recurs has a say in `chosen` alone: it judges in the end, and a reference that was chosen by it would calibrate
+    it wrongly.
+    """
 
     chosen: Bools
     suspicion: npt.NDArray[np.float64]
@@ -51,9 +54,11 @@ def starting_set(
 ) -> Start:
     """The less suspicious half of each class; announces the phase "sifting".
 
-    Three tests, by classifiers that have not seen the image and are used to occlusions: the loss of its label; how far
+    Five tests, by classifiers that have not seen the image and are used to occlusions: the loss of its label; how far
     the label's log probability falls where a square of the image is hidden, which takes a patch's trigger away but
-    little of a sign's meaning; and the spectral signature. Raises Diverged, Stopped.
+    little of a sign's meaning; the spectral signature; and what recurs in images whose label is surprising at the worst
+    occlusion, as a patch or as a pattern. The first three rank an image in its class, the last two among all: half of a
+    class may be poison. Raises Diverged, Stopped.
     Source of the occlusion test: ours; kin to Chou et al. 2020 (SentiNet) and Xiang et al. 2021 (PatchGuard).
     """
     fitted = cross_fit(
@@ -67,19 +72,19 @@ def starting_set(
         checkpoints=checkpoints,
     )
     log_p, features = fitted.see(pool.images, pool.folds)
-    tests = [label_loss(log_p, pool.labels), occlusion_gap(fitted, pool, log_p), _signatures(pool, features)]
+    gap = occlusion_gap(fitted, pool, log_p)
+    tests = [label_loss(log_p, pool.labels), gap, _signatures(pool, features)]
     suspicion = np.max([ranks_in_class(test, pool) for test in tests], axis=0)
-    return Start(least_in_class(suspicion, pool, START_SHARE), suspicion)
+    believed = np.exp(log_p[np.arange(len(pool)), pool.labels] - np.maximum(gap, 0))
+    recurring = [ranks(test) for test in _recurring(pool, np.clip(1 - believed, 0, 1))]
+    return Start(least_in_class(np.max([suspicion, *recurring], axis=0), pool, START_SHARE), suspicion)
 
 
 def trusted_at_last(fit: PanelFit, pool: Pool, start: Start) -> Bools:
     """bool (n,) over the pool: of each class the confirmed images that neither start nor panel find suspicious."""
-    panel, rows = fit.panel, np.arange(len(pool))
-    view = look(panel.purified, pool.images, pool.labels, pool.folds, rows, pool.num_classes)
-    tests = [label_loss(view.checked, pool.labels), poison_gain(view.believing, view.checked, pool.labels)]
-    tests += [
-        detector.score(view) for name, detector in zip(panel.names, panel.detectors, strict=True) if name in WORST
-    ]
+    believing, _ = fit.panel.purified.believing.see(pool.images, pool.folds)
+    checked = fit.panel.answers(pool.images, pool.folds)
+    tests = [label_loss(checked, pool.labels), poison_gain(believing, checked, pool.labels)]
     suspicion = np.max([start.suspicion, *(ranks_in_class(test, pool) for test in tests)], axis=0)
     return least_in_class(np.where(fit.confirmed, suspicion, np.inf), pool, TRUSTED_SHARE)
 
@@ -136,6 +141,25 @@ def _signatures(pool: Pool, features: Floats) -> npt.NDArray[np.float32]:
         signature = SpectralSignature.fit(features[own], pool.labels[own], num_classes=pool.num_classes)
         found[own] = signature.score(features[own], pool.labels[own])
     return found
+
+
+def _recurring(pool: Pool, surprise: Floats) -> list[npt.NDArray[np.float32]]:
+    """Scores (n,) of each image by what recurs in the other fold: a patch, a pattern. surprise: (n,) in [0, 1]."""
+    patch, pattern = np.empty(len(pool), np.float32), np.empty(len(pool), np.float32)
+    nobody = np.zeros(len(pool), np.bool_)
+    for fold in range(FOLDS):
+        own, other = pool.folds == fold, pool.folds != fold
+        images, labels = pool.images[other], pool.labels[other]
+        stamps = RecurringPatch.fit(images, surprise[other], nobody[other])
+        patch[own] = stamps.score(pool.images[own])
+        waves = RecurringPattern.fit(images, labels, surprise[other], num_classes=pool.num_classes)
+        pattern[own] = waves.score(pool.images[own], pool.labels[own])
+    return [patch, pattern]
+
+
+def ranks(scores: Floats) -> npt.NDArray[np.float64]:
+    """(n,) in [0, 1): the share of all images that are less suspicious; those without any evidence rank low."""
+    return np.asarray(np.searchsorted(np.sort(scores), scores, side="left") / len(scores), dtype=np.float64)
 
 
 def ranks_in_class(scores: Floats, pool: Pool) -> npt.NDArray[np.float64]:

@@ -147,9 +147,9 @@ def sifted(sifting: Mapping[str, Any]) -> list[str]:
     looked, started, trusted = (int(sifting[name]) for name in ("looked_at", "started_from", "trusted"))
     return [
         f"Nobody vouched for any image. Of {plural(looked, 'candidate')} looked at, {count(started)} taught the first "
-        "classifiers: of each class the least suspicious under three tests (the loss of the label, what becomes of it "
-        "where a part of the image is hidden, and the spectral signature). Round by round the classifiers took in the "
-        "images whose label they could confirm without having seen them.",
+        "classifiers: of each class the least suspicious under five tests (the loss of the label, what becomes of it "
+        "where a part of the image is hidden, the spectral signature, and whether a patch or a pattern recurs). Round "
+        "by round the classifiers took in the images whose label they could confirm without having seen them.",
         f"In the end {plural(trusted, 'image')} ({percent(trusted / looked) if looked else '–'}) were trusted: of each "
         "class those that no test found suspicious. A part of them fitted the filter, the rest calibrated it; as they "
         "were chosen for looking clean, the limits were set on the bulk of all candidates.",
