@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import t as student
 
-from benchmarks.harness import RESULTS, ClaimRow, machine, print_table, row
+from benchmarks.harness import RESULTS, ClaimRow, command, machine, print_table, row
 from models.calibration import wilson_interval
 
 
@@ -86,9 +85,8 @@ class Run:
 
     @classmethod
     def of(cls, part: str, data_set: str, seed: int, measured: Iterable[Measured], seconds: float, module: str) -> Run:
-        command = " ".join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(part, data_set, seed, command, _commit(), ended, round(seconds, 1), tuple(measured))
+        return cls(part, data_set, seed, command(module), _commit(), ended, round(seconds, 1), tuple(measured))
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Run:
@@ -149,8 +147,18 @@ class Record:
         }
         RESULTS.mkdir(exist_ok=True)
         whole = self.path.with_suffix(".partial")
-        whole.write_text(json.dumps(document, indent=1) + "\n")
+        whole.write_text(_in_lines(document))
         whole.replace(self.path)
+
+
+def _in_lines(document: dict[str, Any]) -> str:
+    """JSON, each entry of each list on a line of its own: a run that changes is one line that changes."""
+    lists = {key: ",\n".join(map(json.dumps, value)) for key, value in document.items() if isinstance(value, list)}
+    entries = (
+        f"{json.dumps(key)}: [\n{lists[key]}\n]" if key in lists else f"{json.dumps(key)}: {json.dumps(value)}"
+        for key, value in document.items()
+    )
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def _row(claim: str, found: list[Measured]) -> ClaimRow:

@@ -70,12 +70,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+def command(module: str) -> str:
+    """What was asked for; folders of this machine are called FOLDER, as the docs call them."""
+    told = ["FOLDER" if Path(each).is_absolute() else each for each in sys.argv[1:]]
+    return " ".join(["python", "-m", f"benchmarks.{module}", *told])
+
+
 def report(name: str, rows: list[ClaimRow], seconds: float, *, quick: bool, extra: dict[str, Any]) -> int:
     """Print the table, write the file (unless quick), return the exit status: 0 where every claim holds."""
     print_table(rows)
     document = {
         "name": name,
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": command(name),
         "commit": commit(),
         "machine": machine(),
         "seconds": round(seconds, 1),

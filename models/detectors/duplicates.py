@@ -11,6 +11,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from models.detectors.pixels import check_images
+
 SEES = (
     "Images that are in the set more than once, copied, recompressed or slightly changed, under different labels; "
     "the label that fewer of the copies carry is the suspicious one."
@@ -48,8 +50,7 @@ def perceptual_hashes(images: Images) -> Hashes:
     waves of any amplitude looks like too many others. Raises ValueError for other types and shapes.
     Source: the DCT hash of Zauner 2010, section 3.2.1. Deviations: colour, signs for comparisons with the median.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(f"images must be uint8 of shape (n, h, w, 1 or 3), not {images.dtype} {images.shape}")
+    check_images(images)
     rows, columns = (_cosines(side) for side in images.shape[1:3])
     hashes = np.empty((len(images), 2), dtype=np.uint64)
     for start in range(0, len(images), IMAGES_AT_ONCE):

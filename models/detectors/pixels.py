@@ -10,7 +10,6 @@ import numpy.typing as npt
 Images = npt.NDArray[np.uint8]
 Levels = npt.NDArray[np.int32]
 
-
 PIXELS_AT_ONCE = 2**21
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,6 @@ Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
-Level = TypeVar("Level", np.uint8, np.int32)
 
 WINDOW = 3
 LARGEST_SIDE = 64
@@ -189,9 +188,9 @@ def _window_sum(plane: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.asarray(np.sum(np.stack(list(_pixels(plane))), axis=0), dtype=np.int32)
 
 
-def _blocks(rows: npt.NDArray[Level]) -> Iterator[npt.NDArray[Level]]:
-    for start in range(0, len(rows), IMAGES_AT_ONCE):
-        yield rows[start : start + IMAGES_AT_ONCE]
+def _blocks(codes: Codes) -> Iterator[Codes]:
+    for start in range(0, len(codes), IMAGES_AT_ONCE):
+        yield codes[start : start + IMAGES_AT_ONCE]
 
 
 def _code_count(channels: int) -> int:

@@ -93,3 +93,21 @@ def test_memory_is_measured_by_processes_that_write_and_score_what_a_job_would(t
         command = [sys.executable, "-m", "benchmarks.detection_scale", step, str(tmp_path), "1200"]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 50 < float(found.stdout) < 5000
+
+
+def test_a_record_names_no_folder_of_the_machine_and_reads_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(detection_record, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmark", "--data", str(tmp_path), "--only", "labels"])
+    for seed in (0, 1):
+        measured = [share(f"labels/digits/{what}", seed + 3, 7) for what in ("tpr", "fpr")]
+        run = Run.of("labels", "digits", seed, measured, 1.25, "detection")
+        Record.open("kept", quick=False).add(run, quick=False)
+    written = (tmp_path / "kept.json").read_text()
+    assert str(tmp_path) not in written
+    assert run.command == "python -m benchmarks.detection --data FOLDER --only labels"
+    assert sum(line.startswith('{"part": "labels"') for line in written.splitlines()) == 2
+    found = Record.open("kept", quick=False)
+    assert found.runs[run.key] == run
+    assert [row.measured for row in found.rows()] == pytest.approx([0.5, 0.5])
