@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.detection_labels import FILTER, looked_at
-from benchmarks.detection_record import Measured, at_most
+from benchmarks.detection_record import SHOWN, Measured, at_most
 from benchmarks.detection_setting import Looked, Setting
 from models.calibration import benjamini_hochberg
 from models.combination import chosen_way, panel_test
@@ -17,12 +17,17 @@ DRAWS = 100
 ALPHAS = (0.01, 0.05, 0.10)
 DISCOVERY_RATES = (0.05, 0.10)
 CALIBRATING, CALIBRATING_DISCOVERIES = 500, 2000
-"""Fewer than the second can discover nothing of a poison of 2 % at a rate of 5 %."""
+"""Images. Fewer than the second can discover nothing of a poison of 2 % at a rate of 5 %."""
 
 IMAGES_AN_OBJECT = 3
+CALIBRATING_DISCOVERIES_OF_OBJECTS = 3000
+"""Where images show objects, a thousand of them: there are not many more."""
+
 KINDS = ("badnets", "flips")
 
 Rows = NDArray[np.int64]
+Scores = NDArray[np.float32]
+Floats = NDArray[np.float64]
 
 
 def measure(setting: Setting, kind: str) -> Iterator[Measured]:
@@ -30,31 +35,37 @@ def measure(setting: Setting, kind: str) -> Iterator[Measured]:
     for name, detectors in (("filter", (FILTER,)), ("panel", (FILTER, *setting.panel.detectors))):
         yield from _rates(setting, looked.at(detectors), ("rates", kind, name))
     if setting.data.groups is not None:
-        yield from _alone(setting, looked.at((FILTER, *setting.panel.detectors)), ("rates", kind, "panel-one-a-sign"))
+        yield from _by_images(
+            setting, looked.at((FILTER, *setting.panel.detectors)), ("rates", kind, "panel-by-images")
+        )
 
 
-def _alone(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Iterator[Measured]:
-    """Where one image of each sign calibrates: images of one sign are not independent, and p-values count them so."""
+def _by_images(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Iterator[Measured]:
+    """What it would be if images of one sign counted for themselves."""
     clean, groups = _clean(looked)
-    rng = np.random.default_rng((setting.seed, 3))
+    rng = np.random.default_rng((setting.seed, 2))
     realised = np.empty((DRAWS, len(ALPHAS)))
     for draw in range(DRAWS):
-        calibrating, judged = drawn(groups, CALIBRATING, rng, each=1)
-        realised[draw] = _realised(clean[calibrating], clean[judged])
+        calibrating, judged = drawn(groups, CALIBRATING, rng)
+        realised[draw] = _realised(clean[calibrating], clean[judged], None)
+        drawn(groups, CALIBRATING_DISCOVERIES_OF_OBJECTS, rng)  # the same draws as those of _rates
     for place, alpha in enumerate(ALPHAS):
-        yield _mean(setting.claim(*name, f"fpr-at-{alpha:g}"), realised[:, place], alpha)
+        yield _mean(setting.claim(*name, f"fpr-at-{alpha:g}"), realised[:, place])
 
 
-def _realised(calibration: NDArray[np.float32], judged: NDArray[np.float32]) -> list[float]:
-    """The share flagged at each α, by the way that a job would choose for it."""
-    found = []
-    for alpha in ALPHAS:
-        test = panel_test(calibration, chosen_way("auto", alpha, *calibration.shape))
-        found.append(float((test.p_values(judged)[0] <= alpha).mean()))
-    return found
+def _p_values(calibration: Scores, judged: Scores, alpha: float | None, groups: Rows | None) -> Floats:
+    """By the way that a job would choose. groups: of the calibration images, where they count."""
+    few = len(calibration) if groups is None else len(np.unique(groups))
+    way = chosen_way("auto", alpha, few, calibration.shape[1], grouped=groups is not None)
+    return panel_test(calibration, way, groups=groups).p_values(judged)[0]
 
 
-def _clean(looked: Looked) -> tuple[NDArray[np.float32], Rows]:
+def _realised(calibration: Scores, judged: Scores, groups: Rows | None) -> list[float]:
+    """The share flagged at each α."""
+    return [float((_p_values(calibration, judged, alpha, groups) <= alpha).mean()) for alpha in ALPHAS]
+
+
+def _clean(looked: Looked) -> tuple[Scores, Rows]:
     """Scores of all clean images, and the object each shows."""
     clean = ~looked.is_poison
     return (
@@ -65,16 +76,17 @@ def _clean(looked: Looked) -> tuple[NDArray[np.float32], Rows]:
 
 def _rates(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Iterator[Measured]:
     clean, groups = _clean(looked)
-    poison = looked.candidates[looked.is_poison]
+    poison, grouped = looked.candidates[looked.is_poison], setting.data.groups is not None
+    discovering = CALIBRATING_DISCOVERIES_OF_OBJECTS if grouped else CALIBRATING_DISCOVERIES
     rng = np.random.default_rng((setting.seed, 2))
     realised = np.empty((DRAWS, len(ALPHAS)))
     shares, found = np.empty((DRAWS, len(DISCOVERY_RATES))), np.empty((DRAWS, len(DISCOVERY_RATES)))
     for draw in range(DRAWS):
         calibrating, judged = drawn(groups, CALIBRATING, rng)
-        realised[draw] = _realised(clean[calibrating], clean[judged])
-        calibrating, judged = drawn(groups, CALIBRATING_DISCOVERIES, rng)
-        test = panel_test(clean[calibrating], chosen_way("auto", None, *clean[calibrating].shape))
-        p_values = test.p_values(np.concatenate([clean[judged], poison]))[0]
+        realised[draw] = _realised(clean[calibrating], clean[judged], groups[calibrating] if grouped else None)
+        calibrating, judged = drawn(groups, discovering, rng)
+        own, both = groups[calibrating] if grouped else None, np.concatenate([clean[judged], poison])
+        p_values = _p_values(clean[calibrating], both, None, own)
         for place, rate in enumerate(DISCOVERY_RATES):
             flagged = benjamini_hochberg(p_values, rate=rate)
             false = int(flagged[: len(judged)].sum())
@@ -87,9 +99,10 @@ def _rates(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Iterator[
         yield Measured(setting.claim(*name, f"found-at-fdr-{rate:g}"), float(found[:, place].mean()), n=DRAWS)
 
 
-def _mean(claim: str, values: NDArray[np.float64], wanted: float) -> Measured:
+def _mean(claim: str, values: Floats, wanted: float | None = None) -> Measured:
+    """wanted: at most, but for two standard errors; without it only shown."""
     mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-    bar = at_most(wanted, slack=2 * error)
+    bar = SHOWN if wanted is None else at_most(wanted, slack=2 * error)
     return Measured(claim, mean, bar, len(values), mean - 1.96 * error, mean + 1.96 * error)
 
 

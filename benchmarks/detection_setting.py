@@ -95,7 +95,9 @@ class Looked:
 
     def judged(self, weights: tuple[float, ...] | None = None, **rule: float | str | bool) -> Judgement:
         spec = SanitiseSpec(calibration=CalibrationSpec(**rule))  # type: ignore[arg-type]
-        return judge(Scored(self.candidates), Scored(self.calibration), spec, Detectors(self.names, weights))
+        candidates = Scored(self.candidates, groups=self.candidate_groups)
+        calibration = Scored(self.calibration, groups=self.calibration_groups)
+        return judge(candidates, calibration, spec, Detectors(self.names, weights))
 
 
 def fitted_filter(reference: Shown, spec: SanitiseSpec, num_classes: int) -> FilterFit:

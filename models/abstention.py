@@ -128,8 +128,10 @@ class AbstentionCalibration:
 
     @cached_property
     def _class_test(self) -> PerClassTest | None:
+        if self.answers is None:
+            return None
         table = np.stack(list(self.scores_by_reason.values()), axis=1)
-        return None if self.answers is None else PerClassTest(table, self.answers, JointTest)
+        return PerClassTest(self.answers, lambda rows: JointTest(table[rows]), table.shape[1])
 
     def _check_answers(self) -> None:
         if self.answers is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from models.calibration import Float64s, Floats, JointTest
 from models.calibration.conformal import ranks_flagged
+from models.calibration.grouped import Combination, GroupedTest, Groups
 from models.calibration.per_class import PanelTest
 
 Way = Literal["joint", "power_mean", "simes", "cauchy"]
@@ -18,25 +19,38 @@ ROOM_A_DETECTOR = 2
 """Calibration images beyond α that each detector needs for the power mean to believe it where it alone is sure."""
 
 
-def chosen_way(combine: Combine, alpha: float | None, num_calibration: int, num_tests: int) -> Way:
+def chosen_way(
+    combine: Combine, alpha: float | None, num_calibration: int, num_tests: int, *, grouped: bool = False
+) -> Way:
     """What `auto` stands for; any other way is itself.
 
     The power mean where α leaves ROOM_A_DETECTOR of the fewest calibration images that an image is compared with, for
     each detector. The joint test where it leaves fewer, for what one detector is sure of is lost then among those that
-    are not; and where α is not known beforehand (None), as under a false-discovery rate. Chosen before any score is
-    seen, which keeps α.
+    are not; and where α is not known beforehand (None), as under a false-discovery rate. Of groups always the power
+    mean: there the joint test has no exact count, and lets as many groups as there are tests pass before an image that
+    one of them alone finds the most suspicious. Chosen before any score is seen, which keeps α.
     """
     if combine != "auto":
         return combine
+    if grouped:
+        return "power_mean"
     room = alpha is not None and alpha * (num_calibration + 1) >= ROOM_A_DETECTOR * num_tests
     return "power_mean" if room else "joint"
 
 
-def panel_test(calibration: Floats, combine: Way = "joint", weights: Sequence[float] | None = None) -> PanelTest:
+def panel_test(
+    calibration: Floats,
+    combine: Way = "joint",
+    weights: Sequence[float] | None = None,
+    groups: Groups | None = None,
+) -> PanelTest:
     """The test of a panel. calibration: (m, t), scores of clean images. weights: (t,), see `JointTest`.
 
-    With t = 1 there is nothing to combine, and every way is `conformal_p_values`.
+    groups: (m,), see `GroupedTest`; None where every image is its own.
+    With t = 1 there is nothing to combine, and every way is `conformal_p_values`, or that of groups.
     """
+    if groups is not None:
+        return GroupedTest(calibration, groups, {**COMBINATIONS, "joint": least}[combine], weights)
     if combine == "joint" or np.shape(calibration)[1:] == (1,):
         return JointTest(calibration, weights)
     return CombinedTest(calibration, COMBINATIONS[combine], weights)
@@ -74,6 +88,10 @@ class CombinedTest:
         flagged = ranks_flagged(alpha, self.num_calibration)
         return np.full(self.num_tests, min(1.0, flagged / (self.num_calibration + 1)))
 
+    def thresholds(self, levels: Float64s) -> Float64s:
+        """Of each test the score beyond which its own p-value is at most its level, (t,); inf where that is 0."""
+        return self._joint.thresholds(levels)
+
     def _combined(self, p_values: Float64s) -> Float64s:
         return self._combine(p_values - 0.5 / (self.num_calibration + 1), self._joint.weights)
 
@@ -103,5 +121,9 @@ def cauchy(p_values: Float64s, weights: Float64s) -> Float64s:
     return np.asarray(0.5 - np.arctan(np.tan((0.5 - p_values) * np.pi) @ weights) / np.pi)
 
 
-Combination = Callable[[Float64s, Float64s], Float64s]
+def least(p_values: Float64s, weights: Float64s) -> Float64s:
+    """min of p / weight, (n,), which is what the joint test ranks by. p_values: (n, t); weights: (t,), sum 1."""
+    return np.asarray((p_values / weights).min(axis=1))
+
+
 COMBINATIONS: dict[str, Combination] = {"power_mean": power_mean, "simes": simes, "cauchy": cauchy}

@@ -75,9 +75,14 @@ class CalibrationSpec(Spec):
         "reference",
         description="candidates: on the bulk of the candidates, most of which must be clean; rates are then estimates",
     )
+    count_by: Literal["groups", "images"] = Field(
+        "groups",
+        description="groups: reference images of one group count as one; images: each for itself, which keeps a rate "
+        "only where images of a group are as different as any",
+    )
     combine: Combine = Field(
         "auto",
-        description="how several detectors' p-values become one; auto: power_mean where α leaves two "
+        description="how several detectors' p-values become one; auto: power_mean where groups count, or α leaves two "
         "calibration images or more for each detector, else, and under a false-discovery rate, joint",
     )
 
@@ -103,7 +108,7 @@ class PolicySpec(Spec):
 
 
 CALIBRATION_RULES = ("false_quarantine_rate", "false_discovery_rate", "threshold", "infer_threshold")
-CALIBRATION_CHOICES = (*CALIBRATION_RULES, "per_class", "calibrate_on", "combine")
+CALIBRATION_CHOICES = (*CALIBRATION_RULES, "per_class", "calibrate_on", "count_by", "combine")
 """What may be said at the top level of a sanitise job's parameters for short."""
 
 

@@ -15,7 +15,6 @@ from models.calibration import (
     benjamini_hochberg,
     check_alpha,
     check_alpha_per_class,
-    threshold_at_fpr,
 )
 from models.combination import Way, chosen_way, panel_test
 from models.shift import FEWEST, BulkMap, Groups, Shift, bulk_calibration, detect_shift
@@ -24,6 +23,11 @@ from service.errors import UnusableDataset
 
 P = NDArray[np.float64]
 IMAGES_AT_ONCE = 65_536
+OF_IMAGES = "calibration images"
+OF_GROUPS = (
+    "groups of calibration images, which count as one each (images of one object are no independent draws; "
+    'calibration.count_by "images" counts them all, and makes rates estimates)'
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class Scored:
         labels, groups = (None if each is None else each[places] for each in (self.labels, self.groups))
         return Scored(self.scores[places], labels, groups)
 
+    @property
+    def shares_objects(self) -> bool:
+        """Whether any two images are known to show the same."""
+        return self.groups is not None and len(np.unique(self.groups)) < len(self.groups)
+
     def labels_needed(self) -> NDArray[np.int64]:
         if self.labels is None:
             raise ValueError("calibration by class needs the labels of candidates and calibration images")
@@ -76,7 +85,8 @@ class Calibrated:
     maps: dict[str, BulkMap]
     weights: P  # (t,)
     way: Way  # how the panel's p-values become one
-    fewest: int  # calibration images that any candidate is compared with, at least
+    groups: int | None  # as how many the calibration images count; None where each counts for itself
+    fewest: int  # calibration images or groups that any candidate is compared with, at least
     most: int
     whole: PanelTest | None  # exactly one of the two
     per_class: PerClassTest | None
@@ -106,63 +116,56 @@ class Calibrated:
     def _p_values(self, images: Scored) -> tuple[P, P]:
         if self.per_class is not None:
             return self.per_class.p_values(images.scores, images.labels_needed())
-        assert self.whole is not None  # noqa: S101
-        return self.whole.p_values(images.scores)
+        return self._of_all.p_values(images.scores)
 
     def thresholds(self, level: float) -> P:
         """The scores beyond which each detector speaks against an image of any class at `level`, (t,); inf where none.
 
         Under the joint test that is where it flags by itself; see `PanelTest.levels`.
         """
-        if self.per_class is None:
-            return _lines(self.calibration.scores, self._levels(level, None))
-        labels = self.calibration.labels_needed()
-        classes = np.unique(labels)
-        levels = self._levels(level, classes)
-        lines = [_lines(self.calibration.scores[labels == c], own) for c, own in zip(classes, levels, strict=True)]
-        return np.asarray(np.max(lines, axis=0))
+        if self.per_class is not None:
+            return self.per_class.thresholds(level)
+        return self._of_all.thresholds(self._of_all.levels(level))
+
+    @property
+    def _of_all(self) -> PanelTest:
+        assert self.whole is not None  # noqa: S101
+        return self.whole
 
     def _levels(self, level: float, labels: NDArray[np.int64] | None) -> P:
         if self.per_class is not None and labels is not None:
             return self.per_class.levels(level, labels)
-        assert self.whole is not None  # noqa: S101
-        return self.whole.levels(level)
+        return self._of_all.levels(level)
 
 
 def _parts(count: int) -> Iterator[slice]:
     return (slice(start, start + IMAGES_AT_ONCE) for start in range(0, count, IMAGES_AT_ONCE))
 
 
-def _lines(calibration: NDArray[np.float32], levels: P) -> P:
-    """calibration: (m, t); levels: (t,)."""
-    columns = zip(calibration.T, levels, strict=True)
-    return np.array([threshold_at_fpr(column, fpr=level) if level > 0 else np.inf for column, level in columns])
-
-
 def calibrate(reference: Scored, candidates: Scored, spec: CalibrationSpec, panel: Detectors) -> Calibrated:
     """Raises AlphaTooSmall where the calibration images cannot promise the rate asked for, or no rate of a class."""
-    labels = calibration_labels = None
-    if spec.per_class:
-        labels, calibration_labels = candidates.labels_needed(), reference.labels_needed()
-    _check_rate(spec, len(reference.scores), labels, calibration_labels, panel)
+    labels = reference.labels_needed() if spec.per_class else None
+    groups = _groups(reference, spec)
+    judged = candidates.labels_needed() if spec.per_class else None
+    counts = _check_rate(spec, reference, judged, panel.class_names)
     maps = _maps(reference, candidates, panel) if spec.calibrate_on == "candidates" else {}
     calibration = _mapped(reference, maps, panel)
+    few, grouped = min(counts), groups is not None
+    way = chosen_way(spec.combine, spec.false_quarantine_rate, few, len(panel.names), grouped=grouped)
 
-    counts = [len(reference.scores)]
-    if labels is not None and calibration_labels is not None:
-        counts = [int(np.count_nonzero(calibration_labels == label)) for label in np.unique(labels)] or counts
-    way = chosen_way(spec.combine, spec.false_quarantine_rate, min(counts), len(panel.names))
+    def make(rows: NDArray[np.bool_] | slice) -> PanelTest:
+        return panel_test(calibration.scores[rows], way, panel.weights, None if groups is None else groups[rows])
 
-    def make(scores: NDArray[np.floating]) -> PanelTest:
-        return panel_test(scores, way, panel.weights)
-
-    whole, per_class = None, None
-    if calibration_labels is None:
-        whole = make(calibration.scores)
-    else:
-        per_class = PerClassTest(calibration.scores, calibration_labels, make)
+    per_class = None if labels is None else PerClassTest(labels, make, len(panel.names))
+    whole = make(slice(None)) if labels is None else None
     weights = np.asarray(panel.weights or [1.0] * len(panel.names), dtype=np.float64)
-    return Calibrated(calibration, maps, weights, way, min(counts), max(counts), whole, per_class)
+    number = None if groups is None else len(np.unique(groups))
+    return Calibrated(calibration, maps, weights, way, number, few, max(counts), whole, per_class)
+
+
+def check_rate(reference: Scored, candidates: Scored, spec: CalibrationSpec, class_names: Sequence[str]) -> None:
+    """What `calibrate` would refuse, before anything is fitted: of both only labels and groups are looked at."""
+    _check_rate(spec, reference, candidates.labels_needed() if spec.per_class else None, class_names)
 
 
 def shifts_between(reference: Scored, candidates: Scored, panel: Detectors) -> dict[str, Shift]:
@@ -187,17 +190,32 @@ def discoveries(p_values: P, rate: float) -> float:
 
 
 def _check_rate(
-    spec: CalibrationSpec,
-    num_calibration: int,
-    labels: NDArray[np.int64] | None,
-    calibration_labels: NDArray[np.int64] | None,
-    panel: Detectors,
-) -> None:
-    if spec.rate is None:
-        return
-    check_alpha(spec.rate, num_calibration)
-    if labels is not None and calibration_labels is not None:
-        check_alpha_per_class(spec.rate, labels, calibration_labels, panel.class_names)
+    spec: CalibrationSpec, reference: Scored, judged: NDArray[np.int64] | None, class_names: Sequence[str]
+) -> list[int]:
+    """How many images or groups calibrate; those of each class in `judged`, where each calibrates for itself."""
+    groups = _groups(reference, spec)
+    unit = OF_IMAGES if groups is None else OF_GROUPS
+
+    def count(rows: NDArray[np.bool_] | slice) -> int:
+        return len(reference.scores[rows]) if groups is None else len(np.unique(groups[rows]))
+
+    if spec.rate is not None:
+        check_alpha(spec.rate, count(slice(None)), unit)
+    if judged is None:
+        return [count(slice(None))]
+    labels = reference.labels_needed()
+    by_class = {int(label): count(labels == label) for label in np.unique(judged)}
+    if spec.rate is not None:
+        named = {class_names[label] if class_names else str(label): own for label, own in by_class.items()}
+        check_alpha_per_class(spec.rate, named, unit)
+    return list(by_class.values()) or [count(slice(None))]
+
+
+def _groups(reference: Scored, spec: CalibrationSpec) -> Groups | None:
+    """By what the calibration images are counted; None where each counts for itself."""
+    if spec.count_by == "images" or not reference.shares_objects:
+        return None
+    return reference.groups
 
 
 def _maps(reference: Scored, candidates: Scored, panel: Detectors) -> dict[str, BulkMap]:

@@ -79,9 +79,12 @@ class Judgement:
 
     @property
     def rates_are(self) -> Literal["held", "estimated"]:
-        """Held only where α was promised for candidates like the reference, and they look like it."""
+        """Held only where α was promised for candidates like the reference, they look like it, and no two calibration
+        images that count as two show the same."""
         shifted = self.shift is not None and self.shift.found
-        return "held" if self.rate is not None and not self.maps and not shifted else "estimated"
+        dependent = self.reference.shares_objects and self.test.groups is None
+        held = self.rate is not None and not self.maps and not shifted and not dependent
+        return "held" if held else "estimated"
 
     @property
     def smallest_alpha(self) -> float:

@@ -56,6 +56,7 @@ def write_sanitise(
         alpha=judgement.alpha,
         smallest_alpha=judgement.smallest_alpha,
         calibration_scores=judgement.calibration_scores,
+        calibration_groups=judgement.test.groups,
         losses={
             filter_phase("denoiser", fold): FitLosses(fit.losses.train_loss, fit.losses.validation_loss)
             for fold, fit in enumerate(own.fits)

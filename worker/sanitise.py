@@ -16,13 +16,14 @@ from service.datasets.shards import ShardReader
 from service.jobs.verdicts import ROWS_A_PART, Verdict, Verdicts, VerdictTable, write_parts
 from worker import scoring
 from worker.artifacts import FilterArtifacts, save_filter
-from worker.calibrating import Detectors, Scored
+from worker.calibrating import Detectors, Scored, check_rate
 from worker.context import Context, Outcome
 from worker.datasets import groups_of
 from worker.examiner import Examiner, Listing, Scores
 from worker.fanout import worth_sharing
 from worker.fitting import Fitted, filter_phases, fit_all, uses_panel
 from worker.judging import Judgement, judge
+from worker.pooling import list_images
 from worker.reporting import write_sanitise
 from worker.score_steps import score_by_steps
 from worker.sets import Sets, open_sets
@@ -35,7 +36,10 @@ PANEL_PHASES = {"believing": 25.0, "checking": 35.0}
 def run(context: Context) -> Outcome:
     spec = SanitiseSpec.model_validate(context.claim.params)
     context.progress.plan(plan_of(spec, sifted="reference" not in context.claim.inputs))
-    fitted = fit_all(context, open_sets(context), spec)
+    sets = open_sets(context)
+    if not sets.sifted:
+        _check_rate(sets, spec)
+    fitted = fit_all(context, sets, spec)
     judgement = _judge(context, fitted, spec)
     prefix = context.output("datasets", fitted.sets.candidate.name)
     verdicts, written = write_version(context, Treatment(fitted, judgement, spec.policy), prefix)
@@ -53,6 +57,15 @@ def plan_of(spec: SanitiseSpec, *, sifted: bool) -> dict[str, float]:
     filter_ = {**search, **filter_phases()}
     fits = {"sifting": 20.0, **panel, **filter_} if sifted else {**filter_, **panel}
     return {**fits, "calibrating": 5.0, "scoring": 20.0, "writing": 5.0, "report": 5.0}
+
+
+def _check_rate(sets: Sets, spec: SanitiseSpec) -> None:
+    """Refuses, before anything is fitted, a rate that the reference cannot promise: how it is grouped is known here."""
+    listings = list_images(sets, spec)
+    groups = groups_of(sets.reference_reader)
+    reference = Scored(np.empty((len(sets.trusted), 0), np.float32), listings.reference.labels, groups)
+    candidates = Scored(np.empty((0, 0), np.float32), listings.candidates.labels)
+    check_rate(reference, candidates, spec.calibration, sets.candidate.classes)
 
 
 def _judge(context: Context, fitted: Fitted, spec: SanitiseSpec) -> Judgement:
@@ -130,6 +143,7 @@ def _result(fitted: Fitted, judgement: Judgement, verdicts: Verdicts) -> dict[st
         "sifted": fitted.sifting,
         "shift": bool(shift and shift.found),
         "num_calibration": judgement.num_calibration,
+        "calibration_groups": judgement.test.groups,
         "calibration_flagged": judgement.calibration_flagged,
         "rates_are": judgement.rates_are,
         "parent": datasets.reference_of(fitted.sets.candidate),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -12,29 +12,31 @@ Floats = npt.NDArray[np.floating]
 Float64s = npt.NDArray[np.float64]
 Ranks = npt.NDArray[np.int64]
 
+SAMPLES = "calibration samples"
+
 
 class AlphaTooSmall(ValueError):
     """An error rate that so few calibration samples cannot promise; `smallest` is what they can."""
 
-    def __init__(self, alpha: float, n: int) -> None:
+    def __init__(self, alpha: float, n: int, unit: str = SAMPLES) -> None:
         self.alpha, self.n, self.smallest = alpha, n, smallest_alpha(n)
         super().__init__(
-            f"alpha {alpha:g} cannot be promised with {n} calibration samples: the smallest that can is 1/{n + 1}"
-            f" = {self.smallest:.3g}; alpha {alpha:g} needs {samples_needed(alpha)} samples"
+            f"alpha {alpha:g} cannot be promised with {n} {unit}: the smallest that can is 1/{n + 1}"
+            f" = {self.smallest:.3g}; alpha {alpha:g} needs {samples_needed(alpha)}"
         )
 
 
 class ClassesTooSmall(AlphaTooSmall):
     """An error rate that some classes' calibration samples cannot promise, class by class; `classes` names them."""
 
-    def __init__(self, alpha: float, counts: dict[str, int]) -> None:
+    def __init__(self, alpha: float, counts: dict[str, int], unit: str = SAMPLES) -> None:
         self.classes = tuple(counts)
         super().__init__(alpha, min(counts.values()))
         shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:10])
         more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
         self.args = (
             f"alpha {alpha:g} cannot be promised class by class: {shown}{more} have fewer than the"
-            f" {samples_needed(alpha)} calibration samples it needs; the smallest alpha that every class can promise is"
+            f" {samples_needed(alpha)} {unit} it needs; the smallest alpha that every class can promise is"
             f" 1/{self.n + 1} = {self.smallest:.3g}",
         )
 
@@ -52,30 +54,24 @@ def smallest_alpha(m: int) -> float:
     return 1 / (m + 1)
 
 
-def check_alpha(alpha: float, n: int) -> None:
-    """Raise ValueError if `alpha` is outside (0, 1), AlphaTooSmall if it is below 1/(n + 1)."""
+def check_alpha(alpha: float, n: int, unit: str = SAMPLES) -> None:
+    """Raise ValueError if `alpha` is outside (0, 1), AlphaTooSmall if it is below 1/(n + 1). unit: of n, in words."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
     if ranks_flagged(alpha, n) == 0:
-        raise AlphaTooSmall(alpha, n)
+        raise AlphaTooSmall(alpha, n, unit)
 
 
-def check_alpha_per_class(
-    alpha: float, labels: npt.NDArray[np.int64], calibration_labels: npt.NDArray[np.int64], names: Sequence[str] = ()
-) -> None:
-    """Raise ClassesTooSmall if a class of `labels` (n,) has too few of `calibration_labels` (m,) to promise `alpha`.
+def check_alpha_per_class(alpha: float, counts: Mapping[str, int], unit: str = SAMPLES) -> None:
+    """Raise ClassesTooSmall if a class has too few calibration samples to promise `alpha`.
 
-    names: of the classes, for the message; without them a class is called by its label.
+    counts: of each class by its name; unit: of what, in words.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
-    short: dict[str, int] = {}
-    for label in np.unique(labels):
-        count = int(np.count_nonzero(calibration_labels == label))
-        if ranks_flagged(alpha, count) == 0:
-            short[names[label] if names else str(label)] = count
+    short = {name: count for name, count in counts.items() if ranks_flagged(alpha, count) == 0}
     if short:
-        raise ClassesTooSmall(alpha, short)
+        raise ClassesTooSmall(alpha, short, unit)
 
 
 def conformal_p_values(scores: Floats, calibration: Floats) -> Float64s:

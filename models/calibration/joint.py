@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.calibration.conformal import Float64s, Floats, Ranks, finite, ranks_flagged
+from models.calibration.conformal import Float64s, Floats, Ranks, finite, ranks_flagged, threshold_at_fpr
 
 
 class JointTest:
@@ -29,9 +29,9 @@ class JointTest:
     def __init__(self, calibration: Floats, weights: Sequence[float] | None = None) -> None:
         scores = finite(calibration, "calibration scores", dimensions=2)
         self.num_calibration, self.num_tests = scores.shape
-        self.weights = _shares(weights, self.num_tests)
+        self.weights = shares(weights, self.num_tests)
         self._sorted = np.sort(scores, axis=0)
-        self.ranks = self.num_calibration - _positions(self._sorted, scores)
+        self.ranks = self.num_calibration - positions(self._sorted, scores)
         self._places = _places(self.num_calibration, self.weights)
         self._keys_of: dict[int, Ranks] = {}
         self._columns = np.arange(self.num_tests)
@@ -67,12 +67,17 @@ class JointTest:
         limit = self._sorted_keys(0)[flagged - 1]
         return np.asarray((self._places <= limit).sum(axis=1) / (self.num_calibration + 1))
 
+    def thresholds(self, levels: Float64s) -> Float64s:
+        """Of each test the score beyond which its own p-value is at most its level, (t,); inf where that is 0."""
+        columns = zip(self._sorted.T, levels, strict=True)
+        return np.array([threshold_at_fpr(column, fpr=level) if level > 0 else np.inf for column, level in columns])
+
     def _rank(self, scores: Floats) -> tuple[Ranks, npt.NDArray[np.bool_]]:
         """Of each image, among the calibration images and itself: its ranks; whether it ties with one of them."""
         if np.ndim(scores) != 2 or np.shape(scores)[1] != self.num_tests:
             raise ValueError(f"scores must have shape (n, {self.num_tests}), not {np.shape(scores)}")
         values = finite(scores, "scores", dimensions=2)
-        places = _positions(self._sorted, values)
+        places = positions(self._sorted, values)
         if self.num_calibration == 0:
             return places + 1, np.zeros(values.shape, dtype=bool)
         at = np.minimum(places, self.num_calibration - 1)
@@ -119,14 +124,15 @@ class JointTest:
         return self._keys_of[moved]
 
 
-def _shares(weights: Sequence[float] | None, t: int) -> Float64s:
-    shares = np.ones(t) if weights is None else np.asarray(weights, dtype=np.float64)
-    if shares.shape != (t,) or t == 0 or not (np.isfinite(shares) & (shares > 0)).all():
+def shares(weights: Sequence[float] | None, t: int) -> Float64s:
+    """The weights of t tests, (t,), sum 1, even where not given. Raises ValueError where they are not t positive."""
+    given = np.ones(t) if weights is None else np.asarray(weights, dtype=np.float64)
+    if given.shape != (t,) or t == 0 or not (np.isfinite(given) & (given > 0)).all():
         raise ValueError(f"weights must be {t} positive numbers, at least one, not {weights}")
-    return np.asarray(shares / shares.sum())
+    return np.asarray(given / given.sum())
 
 
-def _positions(ordered: Float64s, values: Float64s) -> Ranks:
+def positions(ordered: Float64s, values: Float64s) -> Ranks:
     """How many of each sorted column are below the values in it, (n, t)."""
     columns = [np.searchsorted(s, v, side="left") for s, v in zip(ordered.T, values.T, strict=True)]
     return np.stack(columns, axis=1).astype(np.int64, copy=False)

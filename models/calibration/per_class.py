@@ -11,10 +11,11 @@ import numpy.typing as npt
 from models.calibration.conformal import Float64s, Floats, conformal_p_values
 
 Labels = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.bool_]
 
 
 class PanelTest(Protocol):
-    """One conformal p-value out of the scores of several tests."""
+    """One conformal p-value out of the scores of several tests. num_calibration: what it counts, images or groups."""
 
     num_calibration: int
     num_tests: int
@@ -25,6 +26,10 @@ class PanelTest(Protocol):
 
     def levels(self, alpha: float) -> Float64s:
         """The own p-value up to which each test speaks, where the one p-value flags at α, (t,)."""
+        ...
+
+    def thresholds(self, levels: Float64s) -> Float64s:
+        """Of each test the score beyond which its own p-value is at most its level, (t,); inf where none is."""
         ...
 
 
@@ -47,11 +52,10 @@ def class_p_values(scores: Floats, labels: Labels, calibration: Floats, calibrat
 class PerClassTest:
     """One `PanelTest` a class, each calibrated by that class's images."""
 
-    def __init__(self, calibration: Floats, labels: Labels, make: Callable[[Floats], PanelTest]) -> None:
-        """calibration: (m, t); labels: (m,); make: the test of one class's calibration images."""
-        _check_lengths(len(calibration), labels, len(calibration), labels)
-        self.num_calibration, self.num_tests = calibration.shape
-        self._tests = {int(label): make(calibration[labels == label]) for label in np.unique(labels)}
+    def __init__(self, labels: Labels, make: Callable[[Rows], PanelTest], num_tests: int) -> None:
+        """labels: (m,), of the calibration images; make: the test of those of one class, given as a mask (m,)."""
+        self.num_tests = num_tests
+        self._tests = {int(label): make(labels == label) for label in np.unique(labels)}
 
     def p_values(self, scores: Floats, labels: Labels) -> tuple[Float64s, Float64s]:
         """scores: (n, t); labels: (n,). Joint p-values (n,) and own (n, t); 1 where no calibration image has the label.
@@ -70,6 +74,11 @@ class PerClassTest:
         for label, rows in self._rows(labels):
             levels[rows] = self._tests[label].levels(alpha)
         return levels
+
+    def thresholds(self, alpha: float) -> Float64s:
+        """The scores beyond which each test speaks against an image of any class, (t,); inf where it never does."""
+        lines = [test.thresholds(test.levels(alpha)) for test in self._tests.values()]
+        return np.max(lines, axis=0) if lines else np.full(self.num_tests, np.inf)
 
     def _rows(self, labels: Labels) -> list[tuple[int, npt.NDArray[np.bool_]]]:
         return [(int(label), labels == label) for label in np.unique(labels) if int(label) in self._tests]

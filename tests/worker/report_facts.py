@@ -88,6 +88,7 @@ def sanitise_facts(
         alpha=alpha,
         smallest_alpha=1 / (m + 1),
         calibration_scores=calibration,
+        calibration_groups=None,
         losses={"surrogate 1": FitLosses([2.0, 0.5], [1.0, 0.6]), "denoiser": FitLosses([0.9, 0.3], ())},
         class_names=[f"class {i}" for i in range(classes)],
         labels=rng.integers(0, classes, n),

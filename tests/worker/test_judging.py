@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from models.calibration import AlphaTooSmall, conformal_p_values
 from models.specs import SanitiseSpec
 from service.errors import UnusableDataset
-from worker.calibrating import Detectors, Scored
+from worker.calibrating import Detectors, Scored, check_rate
 from worker.judging import judge
 
 CALIBRATION = np.linspace(0, 1, 99, dtype=np.float32)
@@ -209,3 +209,64 @@ def test_a_threshold_judges_the_filter_alone() -> None:
     assert found.spoke.tolist() == [[False, False], [True, False]]
     assert found.p_values.tolist() == found.own_p_values(slice(None))[:, 0].tolist()
     assert found.flags(scores).tolist() == [False, True]
+
+
+def grouped(objects: int, rng: np.random.Generator, *, each: int = 4) -> Scored:
+    """Images of an object that score alike, under two detectors."""
+    groups = np.repeat(np.arange(objects), each)
+    scores = rng.normal(size=(objects, 2))[groups] + 0.1 * rng.normal(size=(len(groups), 2))
+    return Scored(scores.astype(np.float32), groups % 2, groups)
+
+
+def test_images_of_one_object_count_as_one() -> None:
+    rng, rates = np.random.default_rng(31), []
+    for _ in range(150):
+        calibration, new = grouped(60, rng), grouped(400, rng, each=1)
+        ways = (
+            judge(new, calibration, spec(false_quarantine_rate=0.02, count_by=unit)) for unit in ("groups", "images")
+        )
+        rates.append([judged.flagged.mean() for judged in ways])
+    mean, error = np.mean(rates, axis=0), np.std(rates, axis=0) / np.sqrt(len(rates))
+    assert mean[0] <= 0.02 + 2 * error[0]
+    assert mean[1] > 0.02 + 4 * error[1]
+    judged = judge(new, calibration, spec(false_quarantine_rate=0.02))
+    assert (judged.test.groups, judged.num_calibration, judged.smallest_alpha) == (60, 240, 1 / 61)
+    assert judged.rates_are == "held"
+    alone = judge(new, calibration, spec(false_quarantine_rate=0.02, count_by="images"))
+    assert (alone.test.groups, alone.smallest_alpha, alone.rates_are) == (None, 1 / 241, "estimated")
+
+
+def test_groups_of_one_image_each_are_no_groups() -> None:
+    rng = np.random.default_rng(32)
+    calibration, new = grouped(200, rng, each=1), grouped(50, rng, each=1)
+    judged = judge(new, calibration, spec(false_quarantine_rate=0.02))
+    assert (judged.test.groups, judged.rates_are) == (None, "held")
+    ungrouped = judge(new, Scored(calibration.scores, calibration.labels), spec(false_quarantine_rate=0.02))
+    assert judged.p_values.tolist() == ungrouped.p_values.tolist()
+
+
+def test_a_rate_that_so_few_groups_cannot_promise_is_refused_with_the_way_out() -> None:
+    rng = np.random.default_rng(33)
+    calibration, new = grouped(60, rng), grouped(50, rng, each=1)
+    with pytest.raises(AlphaTooSmall, match=r"60 groups of calibration images.*count_by \"images\".*1/61") as refused:
+        judge(new, calibration, spec(false_quarantine_rate=0.01))
+    with pytest.raises(AlphaTooSmall, match="60 groups"):
+        check_rate(calibration, new, spec(false_quarantine_rate=0.01).calibration, ())
+    assert refused.value.smallest == 1 / 61
+    assert judge(new, calibration, spec(false_quarantine_rate=0.01, count_by="images")).flagged.any()
+    with pytest.raises(AlphaTooSmall, match=r"owls \(30\), cats \(30\) have fewer than the 49 groups"):
+        check_rate(calibration, new, spec(false_quarantine_rate=0.02, per_class=True).calibration, ("owls", "cats"))
+
+
+def test_by_class_a_class_counts_its_own_groups() -> None:
+    rng = np.random.default_rng(34)
+    calibration, new = grouped(240, rng), grouped(100, rng, each=1)
+    judged = judge(new, calibration, spec(false_quarantine_rate=0.02, per_class=True))
+    assert (judged.test.fewest, judged.test.most, judged.test.groups) == (120, 120, 240)
+    of_class = [
+        judge(new, calibration.at(np.flatnonzero(calibration.labels == c)), spec(false_quarantine_rate=0.02))
+        for c in (0, 1)
+    ]
+    expected = [of_class[label].p_values[row] for row, label in enumerate(new.labels_needed())]
+    assert judged.p_values.tolist() == expected
+    assert (judged.thresholds == np.max([each.thresholds for each in of_class], axis=0)).all()

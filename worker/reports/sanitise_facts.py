@@ -106,6 +106,8 @@ class SanitiseFacts:
     smallest_alpha: float
     calibration_scores: Floats
     """(m,), of the held-out images that calibrate."""
+    calibration_groups: int | None
+    """As how many groups they count; None where each counts for itself."""
     losses: Mapping[str, FitLosses]
     class_names: Sequence[str]
     labels: npt.NDArray[np.integer[Any]]
@@ -155,6 +157,11 @@ class SanitiseFacts:
             raise FactsError(f"unknown verdict: {sorted(unknown)[0]}")
         if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise FactsError(f"a label lies outside the {len(self.class_names)} classes")
+
+    @property
+    def independent(self) -> int:
+        """How many independent draws the calibration images are worth."""
+        return len(self.calibration_scores) if self.calibration_groups is None else self.calibration_groups
 
     @property
     def panel(self) -> Sequence[DetectorFacts]:

@@ -20,6 +20,8 @@ Rule = Literal["rate", "discovery", "threshold", "percentage"]
 
 CONFIDENCE = 0.95
 P_VALUE_BINS = 20
+ROUNDING = 1e-6
+"""Of ranks, which come of p-values."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _clean_bounds(facts: SanitiseFacts, over: Share | None) -> tuple[float, floa
         return None
     if facts.alpha is None:
         return _next_share(over, len(facts.scores))
-    low, high = realised_rate_bounds(facts.alpha, over.n, len(facts.scores), CONFIDENCE)
+    low, high = realised_rate_bounds(facts.alpha, facts.independent, len(facts.scores), CONFIDENCE)
     return float(low), float(high)
 
 
@@ -176,15 +178,16 @@ def _axis(facts: SanitiseFacts) -> Axis:
 def _p_values(facts: SanitiseFacts) -> PValues | None:
     """Ranks are counted, not p-values compared: p = rank / (m + 1), and each rank is as probable for a clean image.
 
-    Over calibrations, a bin of k ranks holds a beta-binomial(n, k, m + 1 - k) number of n clean images.
+    Of groups a p-value lies between ranks, and counts as the larger. Over calibrations, a bin of k ranks holds a
+    beta-binomial(n, k, m + 1 - k) number of n clean images.
     """
-    m = len(facts.calibration_scores)
+    m = facts.independent
     if facts.p_values is None or m == 0:
         return None
     bins, n = min(P_VALUE_BINS, m + 1), len(facts.p_values)
     bin_of_rank = np.ceil(np.arange(1, m + 2) * bins / (m + 1) - 1e-9).astype(np.int64) - 1
     ranks = np.bincount(bin_of_rank, minlength=bins)
-    rank = np.clip(np.rint(np.asarray(facts.p_values, np.float64) * (m + 1)).astype(np.int64), 1, m + 1)
+    rank = np.ceil(np.asarray(facts.p_values, np.float64) * (m + 1) - ROUNDING).astype(np.int64).clip(1, m + 1)
     q = ranks / (m + 1)
     variance = n * q * (1 - q) * (m + 1 + n) / (m + 2)
     upper = np.arange(1, m + 2) * 2 > m + 1

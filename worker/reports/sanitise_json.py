@@ -39,6 +39,7 @@ def numbers(facts: SanitiseFacts, found: Findings) -> dict[str, Any]:
         "spoke_together": [_together(row) for row in found.together],
         "calibration": {
             "n": len(facts.calibration_scores),
+            "groups": facts.calibration_groups,
             "over_threshold": found.calibration_over and share_json(found.calibration_over),
             "quantiles": _quantiles(facts.calibration_scores),
             "on_candidates": facts.calibrated_on_candidates,

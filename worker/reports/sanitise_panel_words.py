@@ -158,12 +158,13 @@ def sifted(sifting: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def discovery_words(discovery: Discovery, num_calibration: int, *, held: bool) -> str:
+def discovery_words(discovery: Discovery, calibrated_by: str, *, held: bool) -> str:
+    """calibrated_by: how many images or groups calibrate, in words."""
     standing = "on average over calibrations" if held else "by estimate"
     return (
         f"The rule: as many images are quarantined as keeps the clean among them to {percent(discovery.rate)} or less, "
         f"{standing} (Benjamini–Hochberg). Here that means every image with a p-value of at most "
         f"{figure(discovery.level, 3)}. "
-        f"With {plural(num_calibration, 'calibration image')} nothing can be discovered that makes up less than "
+        f"With {calibrated_by} nothing can be discovered that makes up less than "
         f"{percent(discovery.smallest_share)} of the candidates, whatever it scores: rarer poison passes this rule."
     )

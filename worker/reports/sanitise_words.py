@@ -83,8 +83,11 @@ def _standing(facts: SanitiseFacts, found: Findings) -> str:
         source = f"{plural(over.n, 'reference image')}, whose scores were moved to where the candidates' bulk lies"
     else:
         source = f"{plural(over.n, 'reference image')} that no network was fitted on"
+    if facts.calibration_groups is not None:
+        source += f" ({plural(facts.calibration_groups, 'group')}, each of which counts as one)"
     if facts.discovery is not None:
-        words = discovery_words(facts.discovery, over.n, held=facts.rates_are == "held")
+        unit = "calibration image" if facts.calibration_groups is None else "group"
+        words = discovery_words(facts.discovery, plural(facts.independent, unit), held=facts.rates_are == "held")
         return f"{words} Calibrated on {source}."
     if facts.alpha is None:
         measured = f"{percent(over.value)} of them exceed it (95 % interval {interval(over.low, over.high)})"
