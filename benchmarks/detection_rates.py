@@ -56,7 +56,7 @@ def _by_images(setting: Setting, looked: Looked, name: tuple[str, ...]) -> Itera
 def _p_values(calibration: Scores, judged: Scores, alpha: float | None, groups: Rows | None) -> Floats:
     """By the way that a job would choose. groups: of the calibration images, where they count."""
     few = len(calibration) if groups is None else len(np.unique(groups))
-    way = chosen_way("auto", alpha, few, calibration.shape[1], grouped=groups is not None)
+    way = chosen_way("auto", alpha, few, calibration.shape[1], exact=groups is None)
     return panel_test(calibration, way, groups=groups).p_values(judged)[0]
 
 

@@ -93,11 +93,11 @@ class Looked:
             self, names=names, calibration=self.calibration[:, columns], candidates=self.candidates[:, columns]
         )
 
-    def judged(self, weights: tuple[float, ...] | None = None, **rule: float | str | bool) -> Judgement:
+    def judged(self, **rule: float | str | bool) -> Judgement:
         spec = SanitiseSpec(calibration=CalibrationSpec(**rule))  # type: ignore[arg-type]
         candidates = Scored(self.candidates, groups=self.candidate_groups)
         calibration = Scored(self.calibration, groups=self.calibration_groups)
-        return judge(candidates, calibration, spec, Detectors(self.names, weights))
+        return judge(candidates, calibration, spec, Detectors(self.names), sifted=bool(self.trusted.any()))
 
 
 def fitted_filter(reference: Shown, spec: SanitiseSpec, num_classes: int) -> FilterFit:

@@ -45,7 +45,7 @@ def measure(setting: Setting, kind: str) -> Iterator[Measured]:
     yield free
     yield share(setting.claim(*name, "reference-poison"), within, int(looked.trusted.sum()))
     default = looked.at((looked.names[0], *setting.panel.detectors))
-    judgement = default.judged(false_quarantine_rate=ALPHA, calibrate_on="candidates")
+    judgement = default.judged(false_quarantine_rate=ALPHA)
     flagged = judgement.flagged
     hits, alarms = int(flagged[poisoned].sum()), int(flagged[~poisoned].sum())
     yield share(setting.claim(*name, "tpr"), hits, int(poisoned.sum()), at_least(wanted))

@@ -20,19 +20,20 @@ ROOM_A_DETECTOR = 2
 
 
 def chosen_way(
-    combine: Combine, alpha: float | None, num_calibration: int, num_tests: int, *, grouped: bool = False
+    combine: Combine, alpha: float | None, num_calibration: int, num_tests: int, *, exact: bool = True
 ) -> Way:
     """What `auto` stands for; any other way is itself.
 
     The power mean where α leaves ROOM_A_DETECTOR of the fewest calibration images that an image is compared with, for
     each detector. The joint test where it leaves fewer, for what one detector is sure of is lost then among those that
-    are not; and where α is not known beforehand (None), as under a false-discovery rate. Of groups always the power
-    mean: there the joint test has no exact count, and lets as many groups as there are tests pass before an image that
-    one of them alone finds the most suspicious. Chosen before any score is seen, which keeps α.
+    are not; and where α is not known beforehand (None), as under a false-discovery rate. Where the joint test has no
+    exact count (exact=False), of groups and among candidates, always the power mean: there it would let as many pass as
+    there are tests before an image that one of them alone finds the most suspicious. Chosen before any score is seen,
+    which keeps α.
     """
     if combine != "auto":
         return combine
-    if grouped:
+    if not exact:
         return "power_mean"
     room = alpha is not None and alpha * (num_calibration + 1) >= ROOM_A_DETECTOR * num_tests
     return "power_mean" if room else "joint"
@@ -50,7 +51,7 @@ def panel_test(
     With t = 1 there is nothing to combine, and every way is `conformal_p_values`, or that of groups.
     """
     if groups is not None:
-        return GroupedTest(calibration, groups, {**COMBINATIONS, "joint": least}[combine], weights)
+        return GroupedTest(calibration, groups, COMBINATIONS[combine], weights)
     if combine == "joint" or np.shape(calibration)[1:] == (1,):
         return JointTest(calibration, weights)
     return CombinedTest(calibration, COMBINATIONS[combine], weights)
@@ -126,4 +127,5 @@ def least(p_values: Float64s, weights: Float64s) -> Float64s:
     return np.asarray((p_values / weights).min(axis=1))
 
 
-COMBINATIONS: dict[str, Combination] = {"power_mean": power_mean, "simes": simes, "cauchy": cauchy}
+COMBINATIONS: dict[Way, Combination] = {"joint": least, "power_mean": power_mean, "simes": simes, "cauchy": cauchy}
+"""Of the joint test what it ranks by, for where it has no exact count."""

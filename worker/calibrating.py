@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from models.among import AmongCandidates
 from models.calibration import (
     PanelTest,
     PerClassTest,
@@ -16,8 +17,8 @@ from models.calibration import (
     check_alpha,
     check_alpha_per_class,
 )
-from models.combination import Way, chosen_way, panel_test
-from models.shift import FEWEST, BulkMap, Groups, Shift, bulk_calibration, detect_shift
+from models.combination import COMBINATIONS, Way, chosen_way, panel_test
+from models.shift import FEWEST, Groups, Shift, bulk_calibration, detect_shift
 from models.specs import CalibrationSpec
 from service.errors import UnusableDataset
 
@@ -82,7 +83,6 @@ class Calibrated:
     """The calibration images, in the candidates' units where they are mapped, and the test they make."""
 
     calibration: Scored
-    maps: dict[str, BulkMap]
     weights: P  # (t,)
     way: Way  # how the panel's p-values become one
     groups: int | None  # as how many the calibration images count; None where each counts for itself
@@ -90,6 +90,8 @@ class Calibrated:
     most: int
     whole: PanelTest | None  # exactly one of the two
     per_class: PerClassTest | None
+    shifts: dict[str, Shift]  # by detector; empty where there are too few images to tell
+    among: AmongCandidates | None  # where it calibrates on the candidates: its measure is what the test looks at
 
     def p_values(self, images: Scored) -> P:
         """Of the panel, (k,)."""
@@ -113,19 +115,27 @@ class Calibrated:
         spoke &= flagged[:, None]
         return spoke
 
-    def _p_values(self, images: Scored) -> tuple[P, P]:
-        if self.per_class is not None:
-            return self.per_class.p_values(images.scores, images.labels_needed())
-        return self._of_all.p_values(images.scores)
-
     def thresholds(self, level: float) -> P:
         """The scores beyond which each detector speaks against an image of any class at `level`, (t,); inf where none.
 
         Under the joint test that is where it flags by itself; see `PanelTest.levels`.
         """
+        if self.among is not None:
+            return self.among.thresholds(np.full(len(self.weights), level))
         if self.per_class is not None:
             return self.per_class.thresholds(level)
         return self._of_all.thresholds(self._of_all.levels(level))
+
+    def _p_values(self, images: Scored) -> tuple[P, P]:
+        if self.among is None:
+            return self._tested(images.scores, images)
+        measured = self.among.measure(images.scores)[:, None]
+        return self._tested(measured, images)[0], self.among.own_p_values(images.scores)
+
+    def _tested(self, scores: NDArray[np.floating], images: Scored) -> tuple[P, P]:
+        if self.per_class is not None:
+            return self.per_class.p_values(scores, images.labels_needed())
+        return self._of_all.p_values(scores)
 
     @property
     def _of_all(self) -> PanelTest:
@@ -133,6 +143,7 @@ class Calibrated:
         return self.whole
 
     def _levels(self, level: float, labels: NDArray[np.int64] | None) -> P:
+        """(t,) or (n, t), or of one column where the test looks at one measure of them all."""
         if self.per_class is not None and labels is not None:
             return self.per_class.levels(level, labels)
         return self._of_all.levels(level)
@@ -142,25 +153,43 @@ def _parts(count: int) -> Iterator[slice]:
     return (slice(start, start + IMAGES_AT_ONCE) for start in range(0, count, IMAGES_AT_ONCE))
 
 
-def calibrate(reference: Scored, candidates: Scored, spec: CalibrationSpec, panel: Detectors) -> Calibrated:
-    """Raises AlphaTooSmall where the calibration images cannot promise the rate asked for, or no rate of a class."""
+def calibrate(
+    reference: Scored, candidates: Scored, spec: CalibrationSpec, panel: Detectors, *, sifted: bool = False
+) -> Calibrated:
+    """sifted: the reference was chosen among the candidates; then they calibrate, whatever the spec says.
+
+    Raises AlphaTooSmall where the calibration images cannot promise the rate asked for, or no rate of a class.
+    """
     labels = reference.labels_needed() if spec.per_class else None
-    groups = _groups(reference, spec)
-    judged = candidates.labels_needed() if spec.per_class else None
-    counts = _check_rate(spec, reference, judged, panel.class_names)
-    maps = _maps(reference, candidates, panel) if spec.calibrate_on == "candidates" else {}
-    calibration = _mapped(reference, maps, panel)
-    few, grouped = min(counts), groups is not None
-    way = chosen_way(spec.combine, spec.false_quarantine_rate, few, len(panel.names), grouped=grouped)
+    counts = _check_rate(spec, reference, candidates.labels_needed() if spec.per_class else None, panel.class_names)
+    groups, on_candidates = _groups(reference, spec), sifted or spec.calibrate_on == "candidates"
+    exact = groups is None and not on_candidates
+    way = chosen_way(spec.combine, spec.false_quarantine_rate, min(counts), len(panel.names), exact=exact)
+    shifts = shifts_between(reference, candidates, panel)
+    calibration, among = reference, None
+    scores: NDArray[np.floating] = reference.scores
+    if on_candidates:
+        calibration = _mapped(reference, candidates, {} if sifted else shifts, panel)
+        combine, weights = COMBINATIONS[way], panel.weights
+        among = AmongCandidates(calibration.scores, candidates.scores, combine, weights, chosen=sifted)
+        scores = among.calibration[:, None]
 
     def make(rows: NDArray[np.bool_] | slice) -> PanelTest:
-        return panel_test(calibration.scores[rows], way, panel.weights, None if groups is None else groups[rows])
+        weights = None if on_candidates else panel.weights
+        return panel_test(scores[rows], way, weights, None if groups is None else groups[rows])
 
-    per_class = None if labels is None else PerClassTest(labels, make, len(panel.names))
-    whole = make(slice(None)) if labels is None else None
-    weights = np.asarray(panel.weights or [1.0] * len(panel.names), dtype=np.float64)
-    number = None if groups is None else len(np.unique(groups))
-    return Calibrated(calibration, maps, weights, way, number, few, max(counts), whole, per_class)
+    return Calibrated(
+        calibration=calibration,
+        weights=np.asarray(panel.weights or [1.0] * len(panel.names), dtype=np.float64),
+        way=way,
+        groups=None if groups is None else len(np.unique(groups)),
+        fewest=min(counts),
+        most=max(counts),
+        whole=make(slice(None)) if labels is None else None,
+        per_class=None if labels is None else PerClassTest(labels, make, scores.shape[1]),
+        shifts=shifts,
+        among=among,
+    )
 
 
 def check_rate(reference: Scored, candidates: Scored, spec: CalibrationSpec, class_names: Sequence[str]) -> None:
@@ -218,23 +247,18 @@ def _groups(reference: Scored, spec: CalibrationSpec) -> Groups | None:
     return reference.groups
 
 
-def _maps(reference: Scored, candidates: Scored, panel: Detectors) -> dict[str, BulkMap]:
+def _mapped(reference: Scored, candidates: Scored, shifts: dict[str, Shift], panel: Detectors) -> Scored:
+    """The reference as it would have scored had it come the candidates' way, under each detector that sees a shift."""
     fewest = min(len(reference.scores), len(candidates.scores))
     if fewest < FEWEST:
         raise UnusableDataset(
             f"To calibrate on the candidates takes at least {FEWEST} candidates and as many held-out reference images;"
             f" here are {fewest}. Calibrate on the reference, or give more images."
         )
-    return {
-        name: bulk_calibration(reference.scores[:, place], candidates.scores[:, place])
-        for place, name in enumerate(panel.names)
-    }
-
-
-def _mapped(reference: Scored, maps: dict[str, BulkMap], panel: Detectors) -> Scored:
-    if not maps:
-        return reference
-    table = np.stack([maps[name].mapped for name in panel.names], axis=1).astype(np.float32)
+    table = reference.scores.copy()
+    for place, name in enumerate(panel.names):
+        if name in shifts and shifts[name].found:
+            table[:, place] = bulk_calibration(reference.scores[:, place], candidates.scores[:, place]).mapped
     return Scored(table, reference.labels, reference.groups)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.calibration import infer_threshold, smallest_alpha, smallest_share, wilson_interval
-from models.shift import BulkMap, Shift
+from models.shift import Shift
 from models.specs import CalibrationSpec, SanitiseSpec
-from worker.calibrating import Calibrated, Detectors, Scored, calibrate, discoveries, shifts_between
+from worker.calibrating import Calibrated, Detectors, Scored, calibrate, discoveries
 
 Rule = Literal["conformal", "false_discovery", "threshold", "inferred_threshold"]
 
@@ -33,7 +33,6 @@ class Judgement:
     rate: float | None  # asked for, of either kind; None under a threshold
     level: float | None  # the p-value up to which images are flagged; 0 where nothing is; None under a threshold
     thresholds: NDArray[np.float64]  # (t,): the score beyond which each detector speaks; inf where it never does
-    maps: dict[str, BulkMap]  # by detector; empty unless it calibrates on the candidates
     test: Calibrated
 
     @property
@@ -67,10 +66,10 @@ class Judgement:
     def num_calibration(self) -> int:
         return len(self.calibration.scores)
 
-    @cached_property
+    @property
     def shifts(self) -> dict[str, Shift]:
         """By detector; empty where there are too few images to tell."""
-        return shifts_between(self.reference, self.candidates, self.panel)
+        return self.test.shifts
 
     @property
     def shift(self) -> Shift | None:
@@ -83,7 +82,7 @@ class Judgement:
         images that count as two show the same."""
         shifted = self.shift is not None and self.shift.found
         dependent = self.reference.shares_objects and self.test.groups is None
-        held = self.rate is not None and not self.maps and not shifted and not dependent
+        held = self.rate is not None and self.test.among is None and not shifted and not dependent
         return "held" if held else "estimated"
 
     @property
@@ -121,11 +120,16 @@ def judge(
     calibration: Scored | NDArray[np.float32],
     spec: SanitiseSpec,
     panel: Detectors | None = None,
+    *,
+    sifted: bool = False,
 ) -> Judgement:
-    """Raises AlphaTooSmall where the calibration set, or a class of it, cannot promise the rate asked for."""
+    """sifted: the calibration images were chosen among the candidates, for looking clean.
+
+    Raises AlphaTooSmall where the calibration set, or a class of it, cannot promise the rate asked for.
+    """
     judged, reference = Scored.of(candidates), Scored.of(calibration)
     panel = panel or Detectors.unnamed(judged.scores.shape[1])
-    test = calibrate(reference, judged, spec.calibration, panel)
+    test = calibrate(reference, judged, spec.calibration, panel, sifted=sifted)
     make = partial(
         Judgement,
         panel=panel,
@@ -133,7 +137,6 @@ def judge(
         reference=reference,
         calibration=test.calibration,
         rate=spec.calibration.rate,
-        maps=test.maps,
         test=test,
     )
     if spec.calibration.rate is None:

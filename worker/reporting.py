@@ -74,7 +74,7 @@ def write_sanitise(
         calibration_flagged=round(judgement.calibration_flagged["share"] * judgement.num_calibration),
         discovery=_discovery(judgement),
         shifts=judgement.shifts,
-        calibrated_on_candidates=bool(judgement.maps),
+        calibrated_on_candidates=judgement.test.among is not None,
         sifting=fitted.sifting,
         suspicious_reference=suspicious_reference,
         search=[asdict(trial) for trial in fitted.found.trials] or None,

@@ -78,8 +78,9 @@ def _judge(context: Context, fitted: Fitted, spec: SanitiseSpec) -> Judgement:
     return judge(
         Scored(scores, listings.candidates.labels, groups_of(sets.candidate_reader)),
         Scored(trusted, listings.reference.labels[sets.trusted], None if groups is None else groups[sets.trusted]),
-        _calibrated_on_candidates(spec) if sets.sifted else spec,
+        spec,
         Detectors(examiner.names, class_names=sets.candidate.classes),
+        sifted=sets.sifted,
     )
 
 
@@ -87,12 +88,6 @@ def _score(context: Context, examiner: Examiner, reader: ShardReader, listing: L
     if worth_sharing(context, reader.num_samples):
         return score_by_steps(context, examiner, reader, listing, watch)
     return scoring.score_all(examiner, reader, listing, watch, context.checkpoints)
-
-
-def _calibrated_on_candidates(spec: SanitiseSpec) -> SanitiseSpec:
-    """Images are sifted because they look clean: how they score says too little of how all clean ones do."""
-    calibration = spec.calibration.model_copy(update={"calibrate_on": "candidates"})
-    return spec.model_copy(update={"calibration": calibration})
 
 
 def _keep_filter(context: Context, fitted: Fitted, judgement: Judgement) -> None:

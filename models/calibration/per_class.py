@@ -53,7 +53,7 @@ class PerClassTest:
     """One `PanelTest` a class, each calibrated by that class's images."""
 
     def __init__(self, labels: Labels, make: Callable[[Rows], PanelTest], num_tests: int) -> None:
-        """labels: (m,), of the calibration images; make: the test of those of one class, given as a mask (m,)."""
+        """labels: (m,), of the calibration images; make: the test of t = num_tests of one class's, a mask (m,)."""
         self.num_tests = num_tests
         self._tests = {int(label): make(labels == label) for label in np.unique(labels)}
 

@@ -1,0 +1,117 @@
+"""Calibrating on the candidates: rates of clean ones, and what becomes of poison, under shifts, ties and shares."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.among import AmongCandidates
+from models.bulk import bulk_calibration
+from models.calibration import conformal_p_values
+from models.combination import COMBINATIONS, panel_test, power_mean
+
+M, N = 1000, 4000
+MIX = np.array([[1, 0.8, -0.5, 0], [0, 0.6, 0.3, 0], [0, 0, 0.8, 0], [0, 0, 0, 1]])
+
+
+def clean(rng: np.random.Generator, count: int, tests: int = 4) -> np.ndarray:
+    """Scores of mixed correlation, one heavy-tailed, one of few distinct values."""
+    scores = rng.normal(size=(count, 4)) @ MIX
+    scores[:, 2] = np.exp(2 * scores[:, 2])
+    scores[:, 3] = np.maximum(0, np.round(scores[:, 3] * 2))
+    return scores[:, :tests]
+
+
+def poisoned(rng: np.random.Generator, share: float, seen_by: int) -> tuple[np.ndarray, np.ndarray]:
+    scores, is_poison = clean(rng, N), np.arange(N) < share * N
+    for test in range(seen_by):
+        scores[is_poison, test] = np.quantile(clean(rng, 20_000)[:, test], 0.995) * rng.uniform(1.1, 3, is_poison.sum())
+    return scores, is_poison
+
+
+def rates(reference: np.ndarray, scores: np.ndarray, is_poison: np.ndarray, **how: bool) -> tuple[float, float, float]:
+    """(found at 5 %, clean flagged at 5 %, clean flagged at 2 %)."""
+    among = AmongCandidates(reference, scores, power_mean, **how)
+    p = conformal_p_values(among.measure(scores), among.calibration)
+    found = float((p[is_poison] <= 0.05).mean()) if is_poison.any() else 1.0
+    return found, float((p[~is_poison] <= 0.05).mean()), float((p[~is_poison] <= 0.02).mean())
+
+
+@pytest.mark.parametrize("seen_by", [1, 2])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.1, 0.2])
+def test_whatever_the_share_of_poison_it_is_found_and_the_rate_stays_near(share: float, seen_by: int) -> None:
+    rng, all_rates = np.random.default_rng(41), []
+    for _ in range(5):
+        scores, is_poison = poisoned(rng, share, seen_by)
+        all_rates.append(rates(clean(rng, M), scores, is_poison))
+    found, at_five, at_two = np.mean(all_rates, axis=0)
+    assert found > 0.9
+    assert 0.02 < at_five < 0.075
+    assert at_two < 0.035
+
+
+def test_what_moves_a_test_as_a_whole_moves_nothing() -> None:
+    """Any increasing change of a test's scores, of reference and candidates alike, keeps every p-value."""
+    rng = np.random.default_rng(42)
+    reference, (scores, is_poison) = clean(rng, M), poisoned(rng, 0.05, 2)
+    moved = [
+        np.stack([np.exp(s[:, 0]), 5 * s[:, 1] - 3, np.log(s[:, 2]), s[:, 3]], axis=1) for s in (reference, scores)
+    ]
+    assert rates(*moved, is_poison) == rates(reference, scores, is_poison)
+
+
+def test_a_test_of_few_values_breaks_one_map_a_test_but_not_this() -> None:
+    """Why the measure is mapped and not the scores: the fourth test's bulk cannot be matched by a gain and a power."""
+    rng, apart, together = np.random.default_rng(43), [], []
+    for _ in range(5):
+        reference, scores = clean(rng, M), clean(rng, N)
+        reference[:, 3] = np.maximum(0, reference[:, 3] - (rng.random(M) < 0.1))
+        mapped = bulk_calibration(reference[:, 3], scores[:, 3]).mapped
+        apart.append((conformal_p_values(scores[:, 3], mapped) <= 0.05).mean())
+        together.append(rates(reference, scores, np.zeros(N, bool))[1])
+    assert np.mean(np.abs(np.array(apart) - 0.05)) > np.mean(np.abs(np.array(together) - 0.05))
+
+
+def test_a_reference_chosen_for_looking_clean_keeps_the_rate_near() -> None:
+    """Those that no test found suspicious when it last looked, which was through other networks: noise lies between."""
+    rng, all_rates, beside_it = np.random.default_rng(44), [], []
+    for _ in range(5):
+        scores, is_poison = poisoned(rng, 0.05, 3)
+        seen = scores + 2 * rng.normal(size=scores.shape) * np.std(clean(rng, N), axis=0)
+        worst = np.max(np.argsort(np.argsort(seen[:, :3], axis=0), axis=0), axis=1)
+        reference = scores[(worst < 0.7 * N) & ~is_poison]
+        all_rates.append(rates(reference, scores, is_poison, chosen=True))
+        beside_it.append((panel_test(reference, "power_mean").p_values(scores[~is_poison])[0] <= 0.05).mean())
+    found, at_five, _ = np.mean(all_rates, axis=0)
+    assert found > 0.9
+    assert at_five < 0.09
+    assert at_five < 0.75 * np.mean(beside_it)
+
+
+def test_a_detector_speaks_beyond_its_threshold() -> None:
+    rng = np.random.default_rng(45)
+    scores, _ = poisoned(rng, 0.05, 1)
+    among = AmongCandidates(clean(rng, M), scores, COMBINATIONS["joint"])
+    for level in (0.01, 0.05, 0.2):
+        spoke = among.own_p_values(scores) <= level
+        assert (spoke == (scores > among.thresholds(np.full(4, level)))).all()
+    assert np.isinf(among.thresholds(np.full(4, 1e-5))).all()
+
+
+def test_of_many_candidates_evenly_spaced_ones_are_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(46)
+    reference, (scores, _) = clean(rng, M), poisoned(rng, 0.05, 2)
+    monkeypatch.setattr("models.among.MOST", 1500)
+    few = AmongCandidates(reference, scores, power_mean)
+    every_third = AmongCandidates(reference, scores[::3], power_mean)
+    assert few.measure(scores).tolist() == every_third.measure(scores).tolist()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    rng = np.random.default_rng(47)
+    with pytest.raises(ValueError, match="too few"):
+        AmongCandidates(clean(rng, M), clean(rng, 40), power_mean)
+    with pytest.raises(ValueError, match="finite"):
+        AmongCandidates(clean(rng, M), np.full((100, 4), np.nan), power_mean)
+    with pytest.raises(ValueError, match="weights"):
+        AmongCandidates(clean(rng, M), clean(rng, N), power_mean, (1, 2))
