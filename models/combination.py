@@ -24,19 +24,17 @@ def chosen_way(
 ) -> Way:
     """What `auto` stands for; any other way is itself.
 
-    The power mean where α leaves ROOM_A_DETECTOR of the fewest calibration images that an image is compared with, for
-    each detector. The joint test where it leaves fewer, for what one detector is sure of is lost then among those that
-    are not; and where α is not known beforehand (None), as under a false-discovery rate. Where the joint test has no
-    exact count (exact=False), of groups and among candidates, always the power mean: there it would let as many pass as
-    there are tests before an image that one of them alone finds the most suspicious. Chosen before any score is seen,
-    which keeps α.
+    The power mean, but where α leaves less than ROOM_A_DETECTOR of the fewest calibration images that an image is
+    compared with for each detector: what one detector is sure of is lost then among those that are not, and it is the
+    joint test. Under a false-discovery rate (alpha None) the power mean: one detector's poison is discovered only where
+    there is as much of it, or as many calibration images, as leave that room. And where the joint test has no exact
+    count (exact=False), of groups and among candidates: there it would let as many pass as there are tests before an
+    image that one of them alone finds the most suspicious. Chosen before any score is seen, which keeps α.
     """
     if combine != "auto":
         return combine
-    if not exact:
-        return "power_mean"
-    room = alpha is not None and alpha * (num_calibration + 1) >= ROOM_A_DETECTOR * num_tests
-    return "power_mean" if room else "joint"
+    room = alpha is None or alpha * (num_calibration + 1) >= ROOM_A_DETECTOR * num_tests
+    return "power_mean" if room or not exact else "joint"
 
 
 def panel_test(

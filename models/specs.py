@@ -82,8 +82,8 @@ class CalibrationSpec(Spec):
     )
     combine: Combine = Field(
         "auto",
-        description="how several detectors' p-values become one; auto: power_mean where groups count, or α leaves two "
-        "calibration images or more for each detector, else, and under a false-discovery rate, joint",
+        description="how several detectors' p-values become one; auto: power_mean, but joint where images count one by "
+        "one and α leaves less than two calibration images for each detector",
     )
 
     @model_validator(mode="after")

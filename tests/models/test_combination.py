@@ -176,7 +176,7 @@ def test_auto_chooses_by_what_alpha_leaves_each_detector(
     assert chosen_way("auto", alpha, num_calibration, num_tests) == way
 
 
-def test_auto_without_an_alpha_is_joint_and_a_named_way_is_itself() -> None:
-    assert chosen_way("auto", None, 10**6, 2) == "joint"
+def test_auto_without_an_alpha_is_the_power_mean_and_a_named_way_is_itself() -> None:
+    assert chosen_way("auto", None, 100, 9) == "power_mean"
     for way in WAYS:
         assert chosen_way(way, None, 1, 9) == chosen_way(way, 0.5, 10**6, 2) == way
