@@ -80,7 +80,7 @@ def _standing(facts: SanitiseFacts, found: Findings) -> str:
     if facts.reference is None:
         source = f"{plural(over.n, 'image')} that nobody vouched for, so every rate on this page is an estimate"
     elif facts.calibrated_on_candidates:
-        source = f"{plural(over.n, 'reference image')}, whose scores were moved to where the candidates' bulk lies"
+        source = f"{plural(over.n, 'reference image')}, by how rare they would be among the candidates"
     else:
         source = f"{plural(over.n, 'reference image')} that no network was fitted on"
     if facts.calibration_groups is not None:
