@@ -52,9 +52,9 @@ class Digits:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
-    def npz(self, rows: slice) -> io.BytesIO:
+    def npz(self, rows: slice, **more: NDArray[np.int64]) -> io.BytesIO:
         buffer = io.BytesIO()
-        np.savez(buffer, images=self.images[rows], labels=self.labels[rows])
+        np.savez(buffer, images=self.images[rows], labels=self.labels[rows], **more)
         buffer.seek(0)
         return buffer
 
