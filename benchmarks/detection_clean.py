@@ -14,6 +14,7 @@ from benchmarks.detection_labels import FILTER, KINDS, poisoned_candidates, size
 from benchmarks.detection_perturbed import jpeg, resized
 from benchmarks.detection_record import Measured, at_least, at_most, share
 from benchmarks.detection_setting import (
+    Bools,
     Images,
     Looked,
     Setting,
@@ -25,6 +26,7 @@ from benchmarks.detection_setting import (
     shown,
     trusted_folds,
 )
+from models.calibration import wilson_interval
 from models.seeding import derive_seed
 
 ALPHA = 0.02
@@ -44,6 +46,8 @@ def clean(setting: Setting) -> Iterator[Measured]:
     losses = {label: flagged[looked.labels == label] for label in np.unique(looked.labels)}
     worst = max(losses.values(), key=lambda own: float(own.mean()))
     yield share(setting.claim("clean", "worst-class-removed"), int(worst.sum()), len(worst), at_most(3 * ALPHA))
+    above = [label for label in losses if _surely_above(looked, flagged, label)]
+    yield Measured(setting.claim("clean", "classes-surely-above"), float(len(above)), at_most(0.0), n=len(losses))
     images, labels = setting.data.images[parts.candidates], setting.data.labels[parts.candidates]
     everything = _accuracy(setting, images, labels)
     rest = _accuracy(setting, images[~flagged], labels[~flagged])
@@ -51,6 +55,15 @@ def clean(setting: Setting) -> Iterator[Measured]:
     yield Measured(setting.claim("clean", "accuracy-on-the-rest"), rest, n=len(setting.data.test_labels))
     lost = everything - rest
     yield Measured(setting.claim("clean", "accuracy-lost"), lost, at_most(0.01), n=len(setting.data.test_labels))
+
+
+def _surely_above(looked: Looked, flagged: Bools, label: int) -> bool:
+    """Whether the luck of the objects that it shows does not explain, over all classes, that it lost more than 3α."""
+    of_class = looked.labels == label
+    _, of_image, sizes = np.unique(looked.candidate_groups[of_class], return_inverse=True, return_counts=True)
+    lost = float(np.sum(flagged[of_class] / sizes[of_image]))
+    confidence = 1 - 0.05 / len(np.unique(looked.labels))
+    return wilson_interval(round(lost), len(sizes), confidence)[0] > 3 * ALPHA
 
 
 def shift(setting: Setting) -> Iterator[Measured]:

@@ -174,6 +174,7 @@ TABLES: dict[str, Table] = {
         {
             "removed": "removed",
             "of the worst class": "worst-class-removed",
+            "classes that surely lost more than 3α": "classes-surely-above",
             "test accuracy lost": "accuracy-lost",
         },
         (("clean/{set}/{line}", max),),
