@@ -31,9 +31,9 @@ from models.training import Forgetful, Silent
 from service.datasets.shard_writing import ShardWriter
 from service.datasets.shards import Row, ShardReader
 from service.storage import LocalStorage
-from worker.calibrating import Scored
 from worker.examiner import Examiner, Listing
 from worker.judging import judge
+from worker.scored import Scored
 from worker.scoring import score_all
 
 FIT_IMAGES = 8000

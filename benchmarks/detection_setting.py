@@ -21,9 +21,9 @@ from models.panel.pool import Pool, folds_of
 from models.specs import CalibrationSpec, DetectorName, PanelSpec, ResidualSpec, SanitiseSpec
 from models.splits import halves_by_class
 from models.training import Forgetful, Silent
-from worker.calibrating import Detectors, Scored
 from worker.examiner import Examiner
 from worker.judging import Judgement, judge
+from worker.scored import Detectors, Scored
 
 ALL_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
 

@@ -190,8 +190,9 @@ def detection_rows(
         )
     clean = int((~poison).sum())
     lost = float(flagged[~poison].mean())
-    low, high = realised_rate_bounds(ALPHA, result["num_calibration"], clean)
-    wanted = f"within the bounds of α = {ALPHA} (n_cal = {result['num_calibration']})" if default else "shown"
+    calibrating = result["calibration_groups"] or result["num_calibration"]
+    low, high = realised_rate_bounds(ALPHA, calibrating, clean)
+    wanted = f"within the bounds of α = {ALPHA} (n_cal = {calibrating})" if default else "shown"
     rows.append(
         row(
             f"detect/gtsrb/clean/{name}/quarantined",

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks import gtsrb
 from models.abstention import calibrate_abstention, decide
-from models.calibration import JointTest
 from models.classifiers import Classifier
+from models.combination import panel_test
 from models.familiarity import student_scores
 from models.specs import DistillSpec
 from models.uncertainty import mc_probabilities
@@ -103,8 +103,10 @@ def interval_by_sign(
     of_calibration, of_clean = _by_group(calibration_signs), _by_group(signs)
     rates = []
     for _ in range(RESAMPLES):
-        drawn = np.concatenate([of_calibration[i] for i in rng.integers(0, len(of_calibration), len(of_calibration))])
-        flagged = JointTest(calibration[drawn]).p_values(clean)[0] <= alpha
+        parts = [of_calibration[i] for i in rng.integers(0, len(of_calibration), len(of_calibration))]
+        groups = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        test = panel_test(calibration[np.concatenate(parts)], "power_mean", groups=groups)
+        flagged = test.p_values(clean)[0] <= alpha
         picked = rng.integers(0, len(of_clean), len(of_clean))
         rates.append(float(np.mean(np.concatenate([flagged[of_clean[i]] for i in picked]))))
     low, high = np.quantile(rates, (0.025, 0.975))

@@ -7,35 +7,37 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.bulk import MAX_POISON, bulk_calibration
+from models.bulk import MAX_POISON, bulk_calibration, enough
 from models.calibration import Float64s, Floats, JointTest, conformal_p_values
 from models.calibration.conformal import finite, smallest_alpha
 from models.calibration.grouped import Combination
 from models.calibration.joint import positions, shares
 
-SUSPECTED, STAYS_SUSPECTED = 0.01, 0.02
-"""A candidate with an estimated p-value of at most so much is no longer compared with; then it takes more to be again.
+Mask = npt.NDArray[np.bool_]
 
-A clean image left out lies beyond all that are left, as poison does, and where one detector alone sees the poison their
-measures tie: at one limit for both, as many of the clean as it allows would bring all poison back."""
+SUSPECTED, STAYS_OUT = 0.01, 0.005
+"""A candidate with an estimated p-value of at most the first is no longer compared with. At most the second, by the
+joint test beside the reference, and it never is again: what is left out ties, clean or poison, beyond all that are
+left, and where one detector alone sees the poison, as many of the clean as one level allows would bring all of it
+back."""
 
 ROUNDS = 8
 MOST = 100_000
-"""Candidates that are compared with: of more, evenly spaced ones."""
+"""Candidates that are compared with: of more, so many drawn."""
 
 
 class AmongCandidates:
     """How suspicious images are beside the candidates, and how suspicious the reference's would be.
 
     calibration: (m, t), candidates: (n, t), the scores of clean images and of candidates under t tests, m, n ≥ 50.
-    combine, weights: see `GroupedTest`. chosen: the calibration images are candidates chosen for looking clean.
+    combine, weights: see `GroupedTest`. chosen_by: (t,), the tests for whose sake the calibration images were chosen
+    among the candidates, so that their own scores say nothing of how far clean ones go; none where not given.
     An image's measure is 1 / `combine` of the shares of candidates that score as high as it under each test. Whatever
     moves all scores of a test, or the clean images' whole distribution of them, moves these shares little, and the
     measure of the reference's images needs one map onto the bulk of the candidates', not one a test: a test of few
     distinct values cannot be mapped, and errors of several maps add up. Poison would make its own scores look common:
     what looks suspicious is left out of those compared with, at first beside the reference, then by the measure itself,
     until nothing changes or ROUNDS times.
-    Where the reference was chosen, more of the clean than of poison may be suspected at first, so none stays suspected.
     calibration: (m,), the measure of the reference's images, as it would be of candidates. Rates calibrated on it are
     estimates, and rest on what `bulk_calibration` assumes of the measure.
     Raises ValueError where there are fewer images, a score is not finite, or weights are not t positive numbers.
@@ -48,20 +50,21 @@ class AmongCandidates:
         combine: Combination,
         weights: Sequence[float] | None = None,
         *,
-        chosen: bool = False,
+        chosen_by: Mask | None = None,
     ) -> None:
-        reference = finite(calibration, "calibration scores", dimensions=2)
-        scores = finite(candidates, "candidates", dimensions=2)[:: max(1, -(-len(candidates) // MOST))]
+        reference, scores = finite(calibration, "calibration scores", dimensions=2), _bounded(candidates)
+        enough(reference[:, 0], "calibration scores")
         self._combine, self._weights = combine, shares(weights, reference.shape[1])
-        stays = SUSPECTED if chosen else STAYS_SUSPECTED
         self._sorted = np.sort(reference, axis=0)
-        suspected = _suspected(self.measure(scores), self.measure(reference))
+        measured = self.measure(scores)
+        free = np.ones(len(self._weights), np.bool_) if chosen_by is None else ~chosen_by
+        out = _beyond(reference, scores, self._weights, free)
+        suspected = _most(out | _suspected(measured, self.measure(reference)), measured)
         for _ in range(ROUNDS):
             self._sorted = np.sort(scores[~suspected], axis=0)
             measured = self.measure(scores)
             self.calibration: Float64s = bulk_calibration(self.measure(reference), measured).mapped
-            before = suspected
-            suspected = _suspected(measured, self.calibration, before, stays)
+            before, suspected = suspected, _most(out | _suspected(measured, self.calibration), measured)
             if (suspected == before).all():
                 break
         self._own = JointTest(self._sorted)
@@ -84,15 +87,31 @@ class AmongCandidates:
         return self._own.thresholds(np.where(possible, levels, 0.0))
 
 
-def _suspected(
-    measured: Float64s, calibration: Float64s, before: npt.NDArray[np.bool_] | None = None, stays: float = SUSPECTED
-) -> npt.NDArray[np.bool_]:
-    """(n,): at most the MAX_POISON most suspicious."""
-    p_values = conformal_p_values(measured, calibration)
-    found = p_values <= SUSPECTED
-    if before is not None:
-        found |= before & (p_values <= stays)
+def _bounded(candidates: Floats) -> Float64s:
+    table = np.asarray(candidates)
+    if len(table) > MOST:
+        table = table[np.sort(np.random.default_rng(0).choice(len(table), MOST, replace=False))]
+    return finite(table, "candidates", dimensions=2)
+
+
+def _beyond(reference: Float64s, scores: Float64s, weights: Float64s, free: Mask) -> Mask:
+    """(n,): what the tests that did not choose the reference find beyond it. free: (t,), those tests."""
+    if not free.any():
+        return np.zeros(len(scores), np.bool_)
+    joint = JointTest(reference[:, free], weights[free].tolist())
+    level = max(STAYS_OUT, np.count_nonzero(free) / (len(reference) + 1))
+    return np.asarray(joint.p_values(scores[:, free])[0] <= level)
+
+
+def _suspected(measured: Float64s, calibration: Float64s) -> Mask:
+    return np.asarray(conformal_p_values(measured, calibration) <= max(SUSPECTED, 2 / (len(calibration) + 1)))
+
+
+def _most(suspected: Mask, measured: Float64s) -> Mask:
+    """Of the suspected the MAX_POISON of all that are most suspicious."""
     most = int(MAX_POISON * len(measured))
-    if np.count_nonzero(found) > most:
-        found[np.argsort(-measured, kind="stable")[most:]] = False
-    return np.asarray(found)
+    if np.count_nonzero(suspected) > most:
+        least = np.argsort(np.where(suspected, -measured, np.inf), kind="stable")[most:]
+        suspected = suspected.copy()
+        suspected[least] = False
+    return suspected

@@ -21,6 +21,11 @@ DetectorName = Literal[
     "reconstruction_divergence",
 ]
 
+CHOOSES_REFERENCE: frozenset[DetectorName] = frozenset(
+    {"label_loss", "unchecked_loss", "poison_gain", "label_agreement", "spectral_signature", "activation_clustering"}
+)
+"""Through these, or others like them, a reference is sifted out of the candidates: it lacks their larger scores."""
+
 
 class PanelSpec(Spec):
     """The detectors beside the filter's own score, and the budget of the classifiers that they look through.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,68 +13,19 @@ from models.calibration import (
     PanelTest,
     PerClassTest,
     benjamini_hochberg,
-    check_alpha,
-    check_alpha_per_class,
 )
 from models.combination import COMBINATIONS, Way, chosen_way, panel_test
+from models.panel_specs import CHOOSES_REFERENCE
 from models.shift import FEWEST, Groups, Shift, bulk_calibration, detect_shift
 from models.specs import CalibrationSpec
 from service.errors import UnusableDataset
+from worker.promising import count_calibrating, counted_groups
+from worker.scored import Detectors, Scored
 
 P = NDArray[np.float64]
 IMAGES_AT_ONCE = 65_536
-OF_IMAGES = "calibration images"
-OF_GROUPS = (
-    "groups of calibration images, which count as one each (images of one object are no independent draws; "
-    'calibration.count_by "images" counts them all, and makes rates estimates)'
-)
-
-
-@dataclass(frozen=True)
-class Detectors:
-    """The detectors, the filter's score first. weights: how α is shared among them, evenly where not given."""
-
-    names: tuple[str, ...]
-    weights: tuple[float, ...] | None = None
-    class_names: Sequence[str] = ()
-
-    @classmethod
-    def unnamed(cls, count: int) -> Self:
-        return cls(tuple(f"score_{place}" for place in range(count)) if count > 1 else ("score",))
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """Images as the panel sees them: scores (k, t), given labels (k,), the object each shows (k,)."""
-
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64] | None = None
-    groups: Groups | None = None
-
-    @classmethod
-    def of(cls, scores: Self | NDArray[np.float32], labels: NDArray[np.int64] | None = None) -> Self:
-        """Takes (k,) for the scores of one detector."""
-        if isinstance(scores, cls):
-            return scores if scores.scores.ndim == 2 else cls(scores.scores[:, None], scores.labels, scores.groups)
-        table = np.asarray(scores)
-        return cls(table if table.ndim == 2 else table[:, None], labels)
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def at(self, places: slice | NDArray[np.intp]) -> Scored:
-        labels, groups = (None if each is None else each[places] for each in (self.labels, self.groups))
-        return Scored(self.scores[places], labels, groups)
-
-    @property
-    def shares_objects(self) -> bool:
-        """Whether any two images are known to show the same."""
-        return self.groups is not None and len(np.unique(self.groups)) < len(self.groups)
-
-    def labels_needed(self) -> NDArray[np.int64]:
-        if self.labels is None:
-            raise ValueError("calibration by class needs the labels of candidates and calibration images")
-        return self.labels
+MAPPED = 0.1
+"""The p-value of a shift from which on a detector's scores are mapped: a faint one costs more than a needless map."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +65,12 @@ class Calibrated:
         spoke &= flagged[:, None]
         return spoke
 
+    def of_calibration(self) -> P:
+        """The panel's p-values of the calibration images themselves, (m,)."""
+        if self.among is None:
+            return self.p_values(self.calibration)
+        return self._tested(self.among.calibration[:, None], self.calibration)[0]
+
     def thresholds(self, level: float) -> P:
         """The scores beyond which each detector speaks against an image of any class at `level`, (t,); inf where none.
 
@@ -143,7 +99,8 @@ class Calibrated:
         return self.whole
 
     def _levels(self, level: float, labels: NDArray[np.int64] | None) -> P:
-        """(t,) or (n, t), or of one column where the test looks at one measure of them all."""
+        if self.among is not None:
+            return np.full(len(self.weights), level)
         if self.per_class is not None and labels is not None:
             return self.per_class.levels(level, labels)
         return self._of_all.levels(level)
@@ -156,13 +113,15 @@ def _parts(count: int) -> Iterator[slice]:
 def calibrate(
     reference: Scored, candidates: Scored, spec: CalibrationSpec, panel: Detectors, *, sifted: bool = False
 ) -> Calibrated:
-    """sifted: the reference was chosen among the candidates; then they calibrate, whatever the spec says.
+    """sifted: the reference was chosen among the candidates; whatever the spec says, these calibrate it, one by one.
 
     Raises AlphaTooSmall where the calibration images cannot promise the rate asked for, or no rate of a class.
     """
     labels = reference.labels_needed() if spec.per_class else None
-    counts = _check_rate(spec, reference, candidates.labels_needed() if spec.per_class else None, panel.class_names)
-    groups, on_candidates = _groups(reference, spec), sifted or spec.calibrate_on == "candidates"
+    judged = candidates.labels_needed() if spec.per_class else None
+    groups = None if sifted else counted_groups(reference, spec)
+    counts = count_calibrating(spec, reference, groups, judged, panel.class_names)
+    on_candidates = sifted or spec.calibrate_on == "candidates"
     exact = groups is None and not on_candidates
     way = chosen_way(spec.combine, spec.false_quarantine_rate, min(counts), len(panel.names), exact=exact)
     shifts = shifts_between(reference, candidates, panel)
@@ -170,12 +129,14 @@ def calibrate(
     scores: NDArray[np.floating] = reference.scores
     if on_candidates:
         calibration = _mapped(reference, candidates, {} if sifted else shifts, panel)
+    if on_candidates and spec.rate is not None:
+        chosen_by = np.array([sifted and name in CHOOSES_REFERENCE for name in panel.names])
         combine, weights = COMBINATIONS[way], panel.weights
-        among = AmongCandidates(calibration.scores, candidates.scores, combine, weights, chosen=sifted)
+        among = AmongCandidates(calibration.scores, candidates.scores, combine, weights, chosen_by=chosen_by)
         scores = among.calibration[:, None]
 
     def make(rows: NDArray[np.bool_] | slice) -> PanelTest:
-        weights = None if on_candidates else panel.weights
+        weights = None if among is not None else panel.weights
         return panel_test(scores[rows], way, weights, None if groups is None else groups[rows])
 
     return Calibrated(
@@ -190,11 +151,6 @@ def calibrate(
         shifts=shifts,
         among=among,
     )
-
-
-def check_rate(reference: Scored, candidates: Scored, spec: CalibrationSpec, class_names: Sequence[str]) -> None:
-    """What `calibrate` would refuse, before anything is fitted: of both only labels and groups are looked at."""
-    _check_rate(spec, reference, candidates.labels_needed() if spec.per_class else None, class_names)
 
 
 def shifts_between(reference: Scored, candidates: Scored, panel: Detectors) -> dict[str, Shift]:
@@ -218,37 +174,8 @@ def discoveries(p_values: P, rate: float) -> float:
     return float(p_values[benjamini_hochberg(p_values, rate=rate)].max(initial=0.0))
 
 
-def _check_rate(
-    spec: CalibrationSpec, reference: Scored, judged: NDArray[np.int64] | None, class_names: Sequence[str]
-) -> list[int]:
-    """How many images or groups calibrate; those of each class in `judged`, where each calibrates for itself."""
-    groups = _groups(reference, spec)
-    unit = OF_IMAGES if groups is None else OF_GROUPS
-
-    def count(rows: NDArray[np.bool_] | slice) -> int:
-        return len(reference.scores[rows]) if groups is None else len(np.unique(groups[rows]))
-
-    if spec.rate is not None:
-        check_alpha(spec.rate, count(slice(None)), unit)
-    if judged is None:
-        return [count(slice(None))]
-    labels = reference.labels_needed()
-    by_class = {int(label): count(labels == label) for label in np.unique(judged)}
-    if spec.rate is not None:
-        named = {class_names[label] if class_names else str(label): own for label, own in by_class.items()}
-        check_alpha_per_class(spec.rate, named, unit)
-    return list(by_class.values()) or [count(slice(None))]
-
-
-def _groups(reference: Scored, spec: CalibrationSpec) -> Groups | None:
-    """By what the calibration images are counted; None where each counts for itself."""
-    if spec.count_by == "images" or not reference.shares_objects:
-        return None
-    return reference.groups
-
-
 def _mapped(reference: Scored, candidates: Scored, shifts: dict[str, Shift], panel: Detectors) -> Scored:
-    """The reference as it would have scored had it come the candidates' way, under each detector that sees a shift."""
+    """The reference as it would have scored had it come the candidates' way, where a detector may see a shift."""
     fewest = min(len(reference.scores), len(candidates.scores))
     if fewest < FEWEST:
         raise UnusableDataset(
@@ -257,7 +184,7 @@ def _mapped(reference: Scored, candidates: Scored, shifts: dict[str, Shift], pan
         )
     table = reference.scores.copy()
     for place, name in enumerate(panel.names):
-        if name in shifts and shifts[name].found:
+        if name in shifts and shifts[name].p_value <= MAPPED:
             table[:, place] = bulk_calibration(reference.scores[:, place], candidates.scores[:, place]).mapped
     return Scored(table, reference.labels, reference.groups)
 

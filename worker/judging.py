@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from models.calibration import infer_threshold, smallest_alpha, smallest_share, wilson_interval
 from models.shift import Shift
 from models.specs import CalibrationSpec, SanitiseSpec
-from worker.calibrating import Calibrated, Detectors, Scored, calibrate, discoveries
+from worker.calibrating import Calibrated, calibrate, discoveries
+from worker.scored import Detectors, Scored
 
 Rule = Literal["conformal", "false_discovery", "threshold", "inferred_threshold"]
 
@@ -25,7 +26,7 @@ class Judgement:
     panel: Detectors
     candidates: Scored
     reference: Scored  # the calibration images, as they were scored
-    calibration: Scored  # the same, in the candidates' units where it calibrates on the candidates
+    calibration: Scored  # the same; in the candidates' units where it calibrates on them and a shift is likely
     p_values: NDArray[np.float64]  # (n,), of the panel; of the filter alone under a threshold
     flagged: NDArray[np.bool_]  # (n,)
     spoke: NDArray[np.bool_]  # (n, t): the detectors that each flagged image owes its flag to, at least one
@@ -37,8 +38,9 @@ class Judgement:
 
     @property
     def threshold(self) -> float | None:
-        """Flagged where the one detector's score exceeds it; None of a panel, or where each class has its own."""
-        alone = self.rate is None or (len(self.panel.names) == 1 and self.test.per_class is None)
+        """Flagged where the one detector's score exceeds it; None where it is not one score's line that decides."""
+        one_line = len(self.panel.names) == 1 and self.test.per_class is None and self.test.among is None
+        alone = self.rate is None or one_line
         return self.filter_threshold if alone else None
 
     @property
@@ -99,9 +101,14 @@ class Judgement:
     @cached_property
     def calibration_flagged(self) -> dict[str, Any]:
         """What share of the trusted images, held out of every fit, the same rule flags."""
-        count = int(self.flags(self.calibration.scores, self.calibration.labels).sum())
+        count = int(self._calibration_flags().sum())
         low, high = wilson_interval(count, self.num_calibration)
         return {"share": count / self.num_calibration, "low": low, "high": high, "n": self.num_calibration}
+
+    def _calibration_flags(self) -> NDArray[np.bool_]:
+        if self.level is not None:
+            return np.asarray(self.test.of_calibration() <= self.level)
+        return self.flags(self.calibration.scores)
 
     def own_p_values(self, places: slice | NDArray[np.intp]) -> NDArray[np.float64]:
         """Of each detector alone, of the k candidates at those places, (k, t)."""

@@ -16,7 +16,6 @@ from service.datasets.shards import ShardReader
 from service.jobs.verdicts import ROWS_A_PART, Verdict, Verdicts, VerdictTable, write_parts
 from worker import scoring
 from worker.artifacts import FilterArtifacts, save_filter
-from worker.calibrating import Detectors, Scored, check_rate
 from worker.context import Context, Outcome
 from worker.datasets import groups_of
 from worker.examiner import Examiner, Listing, Scores
@@ -24,8 +23,10 @@ from worker.fanout import worth_sharing
 from worker.fitting import Fitted, filter_phases, fit_all, uses_panel
 from worker.judging import Judgement, judge
 from worker.pooling import list_images
+from worker.promising import check_rate
 from worker.reporting import write_sanitise
 from worker.score_steps import score_by_steps
+from worker.scored import Detectors, Scored
 from worker.sets import Sets, open_sets
 from worker.suspects import suspicious_reference
 from worker.treating import Treatment, write_version

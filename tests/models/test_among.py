@@ -29,9 +29,11 @@ def poisoned(rng: np.random.Generator, share: float, seen_by: int) -> tuple[np.n
     return scores, is_poison
 
 
-def rates(reference: np.ndarray, scores: np.ndarray, is_poison: np.ndarray, **how: bool) -> tuple[float, float, float]:
+def rates(
+    reference: np.ndarray, scores: np.ndarray, is_poison: np.ndarray, chosen_by: np.ndarray | None = None
+) -> tuple[float, float, float]:
     """(found at 5 %, clean flagged at 5 %, clean flagged at 2 %)."""
-    among = AmongCandidates(reference, scores, power_mean, **how)
+    among = AmongCandidates(reference, scores, power_mean, chosen_by=chosen_by)
     p = conformal_p_values(among.measure(scores), among.calibration)
     found = float((p[is_poison] <= 0.05).mean()) if is_poison.any() else 1.0
     return found, float((p[~is_poison] <= 0.05).mean()), float((p[~is_poison] <= 0.02).mean())
@@ -75,12 +77,13 @@ def test_a_test_of_few_values_breaks_one_map_a_test_but_not_this() -> None:
 def test_a_reference_chosen_for_looking_clean_keeps_the_rate_near() -> None:
     """Those that no test found suspicious when it last looked, which was through other networks: noise lies between."""
     rng, all_rates, beside_it = np.random.default_rng(44), [], []
+    chosen_by = np.array([True, True, True, False])
     for _ in range(5):
         scores, is_poison = poisoned(rng, 0.05, 3)
         seen = scores + 2 * rng.normal(size=scores.shape) * np.std(clean(rng, N), axis=0)
         worst = np.max(np.argsort(np.argsort(seen[:, :3], axis=0), axis=0), axis=1)
         reference = scores[(worst < 0.7 * N) & ~is_poison]
-        all_rates.append(rates(reference, scores, is_poison, chosen=True))
+        all_rates.append(rates(reference, scores, is_poison, chosen_by=chosen_by))
         beside_it.append((panel_test(reference, "power_mean").p_values(scores[~is_poison])[0] <= 0.05).mean())
     found, at_five, _ = np.mean(all_rates, axis=0)
     assert found > 0.9
@@ -98,13 +101,48 @@ def test_a_detector_speaks_beyond_its_threshold() -> None:
     assert np.isinf(among.thresholds(np.full(4, 1e-5))).all()
 
 
-def test_of_many_candidates_evenly_spaced_ones_are_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chosen_by", [None, np.array([False, True, True, True, False, False])])
+@pytest.mark.parametrize("m", [200, 500, 1000])
+@pytest.mark.parametrize("share", [0.02, 0.1])
+def test_one_test_of_six_is_heard_however_few_images_calibrate(
+    share: float, m: int, chosen_by: np.ndarray | None
+) -> None:
+    rng, all_rates = np.random.default_rng(48), []
+    for _ in range(3):
+        scores, is_poison = np.exp(rng.normal(size=(N, 6))), np.arange(N) < share * N
+        scores[is_poison, 0] = np.exp(rng.uniform(4, 6, is_poison.sum()))
+        all_rates.append(rates(np.exp(rng.normal(size=(m, 6))), scores, is_poison, chosen_by=chosen_by))
+    found, at_five, _ = np.mean(all_rates, axis=0)
+    assert found > 0.8
+    assert 0.025 < at_five < 0.09
+
+
+def test_what_the_choosing_tests_see_beyond_the_reference_comes_back_and_other_tests_findings_do_not() -> None:
+    """A fifth of the clean is beyond a reference without the upper half of a test's scores."""
+    rng = np.random.default_rng(49)
+    scores = rng.normal(size=(N, 3))
+    reference = scores[scores[:, 1] < np.median(scores[:, 1])][:M]
+    told = rates(reference, scores, np.zeros(N, bool), chosen_by=np.array([False, True, False]))
+    untold = rates(reference, scores, np.zeros(N, bool))
+    assert told[1] < 0.6 * untold[1]
+
+
+def test_at_most_three_in_ten_are_left_out() -> None:
+    """All candidates lie beyond the reference; still most of them are compared with."""
+    rng = np.random.default_rng(50)
+    among = AmongCandidates(clean(rng, M), clean(rng, N) + 100, power_mean)
+    assert (among.own_p_values(clean(rng, 10) + 1000) == 1 / (0.7 * N + 1)).all()
+
+
+def test_of_many_candidates_a_part_is_compared_with_whatever_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes in turn, every other image of one that scores higher."""
     rng = np.random.default_rng(46)
-    reference, (scores, _) = clean(rng, M), poisoned(rng, 0.05, 2)
-    monkeypatch.setattr("models.among.MOST", 1500)
-    few = AmongCandidates(reference, scores, power_mean)
-    every_third = AmongCandidates(reference, scores[::3], power_mean)
-    assert few.measure(scores).tolist() == every_third.measure(scores).tolist()
+    scores, reference = clean(rng, N), clean(rng, M)
+    scores[::2, :2] += 2
+    reference[::2, :2] += 2
+    monkeypatch.setattr("models.among.MOST", N // 2)
+    _, at_five, _ = rates(reference, scores, np.zeros(N, bool))
+    assert 0.02 < at_five < 0.08
 
 
 def test_what_does_not_fit_is_refused() -> None:

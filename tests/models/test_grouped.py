@@ -117,6 +117,14 @@ def test_never_below_the_p_value_that_knows_the_whole_new_group(
         assert own[place] == pytest.approx((1 + shares) / number, rel=1e-6)
 
 
+def test_equal_scores_count_against_the_calibration() -> None:
+    test = GroupedTest(np.zeros((7, 2)), np.array([0, 0, 0, 0, 1, 1, 2]), power_mean)
+    for each in test.p_values(np.zeros((1, 2))):
+        assert each == pytest.approx(1, rel=1e-9)
+    joint, _ = test.p_values(np.array([[0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]]))
+    assert joint == pytest.approx([1 / 4, 1 / 4, 1], rel=1e-9)
+
+
 def test_only_the_share_of_a_group_counts() -> None:
     """A thousand images of one object more change nothing of what it counts; nor does the order of the images."""
     rng = np.random.default_rng(23)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from models.specs import CalibrationSpec, SanitiseSpec
-from worker.calibrating import Detectors, Scored
 from worker.caveats import caveats, thin_classes
 from worker.judging import Judgement, judge
+from worker.scored import Detectors, Scored
 
 
 def judged(**calibration: Any) -> Judgement:

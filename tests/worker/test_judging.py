@@ -13,8 +13,9 @@ from hypothesis.extra.numpy import arrays
 from models.calibration import AlphaTooSmall, conformal_p_values
 from models.specs import SanitiseSpec
 from service.errors import UnusableDataset
-from worker.calibrating import Detectors, Scored, check_rate
 from worker.judging import judge
+from worker.promising import check_rate
+from worker.scored import Detectors, Scored
 
 CALIBRATION = np.linspace(0, 1, 99, dtype=np.float32)
 
@@ -248,7 +249,7 @@ def test_groups_of_one_image_each_are_no_groups() -> None:
 def test_a_rate_that_so_few_groups_cannot_promise_is_refused_with_the_way_out() -> None:
     rng = np.random.default_rng(33)
     calibration, new = grouped(60, rng), grouped(50, rng, each=1)
-    with pytest.raises(AlphaTooSmall, match=r"60 groups of calibration images.*count_by \"images\".*1/61") as refused:
+    with pytest.raises(AlphaTooSmall, match=r"60 groups of calibration images.*1/61.*count_by \"images\"") as refused:
         judge(new, calibration, spec(false_quarantine_rate=0.01))
     with pytest.raises(AlphaTooSmall, match="60 groups"):
         check_rate(calibration, new, spec(false_quarantine_rate=0.01).calibration, ())
@@ -270,3 +271,63 @@ def test_by_class_a_class_counts_its_own_groups() -> None:
     expected = [of_class[label].p_values[row] for row, label in enumerate(new.labels_needed())]
     assert judged.p_values.tolist() == expected
     assert (judged.thresholds == np.max([each.thresholds for each in of_class], axis=0)).all()
+
+
+def candidates_of(rng: np.random.Generator, count: int, tests: int = 6) -> Scored:
+    scores = np.exp(rng.normal(size=(count, tests)))
+    scores[: count // 20, 0] = np.exp(rng.uniform(4, 6, count // 20))
+    return Scored(scores.astype(np.float32), np.arange(count) % 2, np.arange(count) // 2)
+
+
+PANEL = Detectors(("residual_energy", "label_loss", "unchecked_loss", "spectral_signature", "recurring_patch", "x"))
+
+
+@pytest.mark.parametrize("sifted", [False, True])
+@pytest.mark.parametrize(
+    ("tests", "rule"),
+    [
+        (6, {"false_quarantine_rate": 0.05}),
+        (6, {"false_quarantine_rate": 0.05, "per_class": True}),
+        (6, {"false_quarantine_rate": 0.05, "combine": "joint"}),
+        (6, {"false_discovery_rate": 0.1}),
+        (1, {"false_quarantine_rate": 0.05}),
+        (6, {"threshold": 15.0}),
+        (6, {"infer_threshold": {"percentage": 99}}),
+    ],
+)
+def test_every_rule_on_the_candidates(tests: int, rule: dict[str, Any], sifted: bool) -> None:
+    """What is flagged is poison and about as many clean ones as asked, and what is published agrees with it."""
+    rng = np.random.default_rng(51)
+    candidates = candidates_of(rng, 4000, tests)
+    reference = Scored(
+        np.exp(rng.normal(size=(1000, tests))).astype(np.float32), np.arange(1000) % 2, np.arange(1000) // 4
+    )
+    panel = Detectors(PANEL.names[:tests])
+    asked = {} if sifted else {"calibrate_on": "candidates"}
+    judged = judge(candidates, reference, spec(calibration={**rule, **asked}), panel, sifted=sifted)
+    is_poison = np.arange(4000) < 200
+    assert judged.flagged[is_poison].mean() > 0.9
+    assert judged.flagged[~is_poison].mean() < 0.08
+    assert judged.rates_are == "estimated"
+    assert (judged.test.among is not None) == (judged.rate is not None)
+    assert (judged.flags(candidates.scores, candidates.labels) == judged.flagged).all()
+    if judged.threshold is not None:
+        assert ((judged.scores > judged.threshold) == judged.flagged).all()
+    if "false_quarantine_rate" in rule:
+        assert judged.calibration_flagged["share"] == pytest.approx(0.05, abs=0.01)
+        beyond = candidates.scores > judged.thresholds
+        assert (judged.spoke >= (beyond & judged.flagged[:, None])).all()
+    assert judged.test.groups == (None if sifted else 250)
+
+
+def test_what_chose_a_sifted_reference_is_not_taken_at_its_word() -> None:
+    """The choosing tests' larger scores are missing in it: who is told flags fewer clean candidates."""
+    rng = np.random.default_rng(52)
+    candidates = np.exp(rng.normal(size=(4000, 6))).astype(np.float32)
+    least = np.argsort(np.argsort(candidates[:, 1:4], axis=0), axis=0).max(axis=1)
+    reference = candidates[np.argsort(least)[:1500]]
+    asked = spec(calibration={"false_quarantine_rate": 0.05, "calibrate_on": "candidates"})
+    told, untold = (
+        judge(candidates, reference, asked, PANEL, sifted=sifted).flagged.mean() for sifted in (True, False)
+    )
+    assert told < 0.7 * untold

@@ -83,7 +83,7 @@ def _standing(facts: SanitiseFacts, found: Findings) -> str:
         source = f"{plural(over.n, 'reference image')}, by how rare they would be among the candidates"
     else:
         source = f"{plural(over.n, 'reference image')} that no network was fitted on"
-    if facts.calibration_groups is not None:
+    if facts.calibration_groups is not None and found.rule in ("rate", "discovery"):
         source += f" ({plural(facts.calibration_groups, 'group')}, each of which counts as one)"
     if facts.discovery is not None:
         unit = "calibration image" if facts.calibration_groups is None else "group"

@@ -1,0 +1,71 @@
+"""Which rate so many calibration images, or groups of them, can promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.calibration import AlphaTooSmall, check_alpha, check_alpha_per_class
+from models.shift import Groups
+from models.specs import CalibrationSpec
+from worker.scored import Scored
+
+OTHERWISE = (
+    "A group counts as one, for images of one object are no independent draws. Give images of more objects, or ask for "
+    'calibration.count_by "images": it counts them all, and rates are estimates'
+)
+
+
+def check_rate(reference: Scored, candidates: Scored, spec: CalibrationSpec, class_names: Sequence[str]) -> None:
+    """What `calibrate` would refuse, before anything is fitted: of both only labels and groups are looked at."""
+    judged = candidates.labels_needed() if spec.per_class else None
+    count_calibrating(spec, reference, counted_groups(reference, spec), judged, class_names)
+
+
+def count_calibrating(
+    spec: CalibrationSpec,
+    reference: Scored,
+    groups: Groups | None,
+    judged: NDArray[np.int64] | None,
+    class_names: Sequence[str],
+) -> list[int]:
+    """How many images or groups calibrate; those of each class in `judged`, where each calibrates for itself."""
+    try:
+        return _counts(spec, reference, groups, judged, class_names)
+    except AlphaTooSmall as error:
+        if groups is not None:
+            error.args = (f"{error}. {OTHERWISE}",)
+        raise
+
+
+def _counts(
+    spec: CalibrationSpec,
+    reference: Scored,
+    groups: Groups | None,
+    judged: NDArray[np.int64] | None,
+    class_names: Sequence[str],
+) -> list[int]:
+    unit = "calibration images" if groups is None else "groups of calibration images"
+
+    def count(rows: NDArray[np.bool_] | slice) -> int:
+        return len(reference.scores[rows]) if groups is None else len(np.unique(groups[rows]))
+
+    if spec.rate is not None:
+        check_alpha(spec.rate, count(slice(None)), unit)
+    if judged is None:
+        return [count(slice(None))]
+    labels = reference.labels_needed()
+    by_class = {int(label): count(labels == label) for label in np.unique(judged)}
+    if spec.rate is not None:
+        named = {class_names[label] if class_names else str(label): own for label, own in by_class.items()}
+        check_alpha_per_class(spec.rate, named, unit)
+    return list(by_class.values()) or [count(slice(None))]
+
+
+def counted_groups(reference: Scored, spec: CalibrationSpec) -> Groups | None:
+    """By what the calibration images are counted; None where each counts for itself."""
+    if spec.count_by == "images" or not reference.shares_objects:
+        return None
+    return reference.groups
