@@ -82,8 +82,9 @@ class CalibrationSpec(Spec):
     )
     combine: Combine = Field(
         "auto",
-        description="how several detectors' p-values become one; auto: power_mean, but joint where images count one by "
-        "one and α leaves less than two calibration images for each detector",
+        description="how several detectors' p-values become one; auto: power_mean, but joint where images of a "
+        "reference count one by one and α leaves less than two of them for each detector. Of groups and on the "
+        "candidates joint is the least p-value, ranked again",
     )
 
     @model_validator(mode="after")

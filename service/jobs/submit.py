@@ -229,7 +229,7 @@ def check_reference(dataset: DatasetVersion, reference: DatasetVersion, spec: Sa
         raise UnusableDataset(
             f"Reference {name} has {calibrating} images to calibrate on: the smallest false_quarantine_rate they can "
             f"promise is {smallest_alpha(calibrating):.4f}, not {alpha}. Ask for that, or give a reference of at least "
-            f"{needed} images.",
+            f"{needed} images (of as many groups, where it names groups).",
             code="alpha_too_small",
             smallest=smallest_alpha(calibrating),
         )
