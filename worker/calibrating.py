@@ -9,11 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.among import AmongCandidates
-from models.calibration import (
-    PanelTest,
-    PerClassTest,
-    benjamini_hochberg,
-)
+from models.calibration import PanelTest, PerClassTest, benjamini_hochberg
 from models.combination import COMBINATIONS, Way, chosen_way, panel_test
 from models.panel_specs import CHOOSES_REFERENCE
 from models.shift import FEWEST, Groups, Shift, bulk_calibration, detect_shift
@@ -40,7 +36,6 @@ class Calibrated:
     most: int
     whole: PanelTest | None  # exactly one of the two
     per_class: PerClassTest | None
-    shifts: dict[str, Shift]  # by detector; empty where there are too few images to tell
     among: AmongCandidates | None  # where it calibrates on the candidates: its measure is what the test looks at
 
     def p_values(self, images: Scored) -> P:
@@ -124,11 +119,11 @@ def calibrate(
     on_candidates = sifted or spec.calibrate_on == "candidates"
     exact = groups is None and not on_candidates
     way = chosen_way(spec.combine, spec.false_quarantine_rate, min(counts), len(panel.names), exact=exact)
-    shifts = shifts_between(reference, candidates, panel)
     calibration, among = reference, None
     scores: NDArray[np.floating] = reference.scores
     if on_candidates:
-        calibration = _mapped(reference, candidates, {} if sifted else shifts, panel)
+        shifts = {} if sifted else shifts_between(reference, candidates, panel)
+        calibration = _mapped(reference, candidates, shifts, panel)
     if on_candidates and spec.rate is not None:
         chosen_by = np.array([sifted and name in CHOOSES_REFERENCE for name in panel.names])
         combine, weights = COMBINATIONS[way], panel.weights
@@ -148,7 +143,6 @@ def calibrate(
         most=max(counts),
         whole=make(slice(None)) if labels is None else None,
         per_class=None if labels is None else PerClassTest(labels, make, scores.shape[1]),
-        shifts=shifts,
         among=among,
     )
 

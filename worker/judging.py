@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.calibration import infer_threshold, smallest_alpha, smallest_share, wilson_interval
 from models.shift import Shift
 from models.specs import CalibrationSpec, SanitiseSpec
-from worker.calibrating import Calibrated, calibrate, discoveries
+from worker.calibrating import Calibrated, calibrate, discoveries, shifts_between
 from worker.scored import Detectors, Scored
 
 Rule = Literal["conformal", "false_discovery", "threshold", "inferred_threshold"]
@@ -68,10 +68,10 @@ class Judgement:
     def num_calibration(self) -> int:
         return len(self.calibration.scores)
 
-    @property
+    @cached_property
     def shifts(self) -> dict[str, Shift]:
         """By detector; empty where there are too few images to tell."""
-        return self.test.shifts
+        return shifts_between(self.reference, self.candidates, self.panel)
 
     @property
     def shift(self) -> Shift | None:
