@@ -101,6 +101,16 @@ def test_a_detector_speaks_beyond_its_threshold() -> None:
     assert np.isinf(among.thresholds(np.full(4, 1e-5))).all()
 
 
+def test_an_image_that_is_compared_with_is_not_counted_twice() -> None:
+    """Beyond all compared with lie those left out and the first of those compared with, and they tie."""
+    rng = np.random.default_rng(53)
+    scores = rng.normal(size=(N, 1))
+    among = AmongCandidates(rng.normal(size=(M, 1)), scores, power_mean)
+    beyond = np.array([[1e9]])
+    compared = round(1 / float(among.own_p_values(beyond)[0, 0])) - 1
+    assert np.sum(among.measure(scores) == among.measure(beyond)) == N - compared + 1
+
+
 @pytest.mark.parametrize("chosen_by", [None, np.array([False, True, True, True, False, False])])
 @pytest.mark.parametrize("m", [200, 500, 1000])
 @pytest.mark.parametrize("share", [0.02, 0.1])
