@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,36 +33,34 @@ def count_calibrating(
     class_names: Sequence[str],
 ) -> list[int]:
     """How many images or groups calibrate; those of each class in `judged`, where each calibrates for itself."""
-    try:
-        return _counts(spec, reference, groups, judged, class_names)
-    except AlphaTooSmall as error:
-        if groups is not None:
-            error.args = (f"{error}. {OTHERWISE}",)
-        raise
-
-
-def _counts(
-    spec: CalibrationSpec,
-    reference: Scored,
-    groups: Groups | None,
-    judged: NDArray[np.int64] | None,
-    class_names: Sequence[str],
-) -> list[int]:
     unit = "calibration images" if groups is None else "groups of calibration images"
 
     def count(rows: NDArray[np.bool_] | slice) -> int:
         return len(reference.scores[rows]) if groups is None else len(np.unique(groups[rows]))
 
     if spec.rate is not None:
-        check_alpha(spec.rate, count(slice(None)), unit)
+        with _way_out(groups):
+            check_alpha(spec.rate, count(slice(None)), unit)
     if judged is None:
         return [count(slice(None))]
     labels = reference.labels_needed()
     by_class = {int(label): count(labels == label) for label in np.unique(judged)}
     if spec.rate is not None:
         named = {class_names[label] if class_names else str(label): own for label, own in by_class.items()}
-        check_alpha_per_class(spec.rate, named, unit)
+        with _way_out(groups):
+            check_alpha_per_class(spec.rate, named, unit)
     return list(by_class.values()) or [count(slice(None))]
+
+
+@contextmanager
+def _way_out(groups: Groups | None) -> Iterator[None]:
+    """Where groups count, a refusal says why, and what to do."""
+    try:
+        yield
+    except AlphaTooSmall as error:
+        if groups is not None:
+            error.args = (f"{error}. {OTHERWISE}",)
+        raise
 
 
 def counted_groups(reference: Scored, spec: CalibrationSpec) -> Groups | None:
