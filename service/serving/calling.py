@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,6 +21,9 @@ from service.serving.sessions import Network
 
 PARITY_ATOL = 1e-3
 """Over max(1, |expected|). Export allows 1e-4 on the CPU; other devices' kernels add in other orders."""
+
+TIMED = 5
+"""Calls of one image, of which the fastest tells what it takes: the machine may do other things meanwhile."""
 
 Floats = NDArray[np.float64]
 
@@ -62,20 +67,31 @@ class Judged:
 
 @dataclass(frozen=True, eq=False)
 class Calling:
-    """Safe to call from several threads at once. Sizes, falling: how many images a call of the graph may take."""
+    """Safe to call from several threads at once. Sizes, falling: how many images a call of the graph may take.
+
+    seconds: that it took for one image alone, once warm; inf where that was not tried.
+    """
 
     network: Network
     masks: NDArray[np.float32]
     calibration: AbstentionCalibration
     sizes: tuple[int, ...]
+    seconds: float = math.inf
 
     @property
     def batch(self) -> int:
         return self.sizes[0]
 
     def tried(self, image_shape: tuple[int, int, int], *, batch: int) -> Calling:
-        """Warmed up, and with the sizes at which the graph says the same of every image. Raises ModelFault."""
-        return replace(self, sizes=trusted_sizes(self._everything, probe_images(batch, image_shape)))
+        """Warmed up, with the sizes at which the graph says the same of every image, and timed. Raises ModelFault."""
+        images = probe_images(batch, image_shape)
+        warm = replace(self, sizes=trusted_sizes(self._everything, images))
+        return replace(warm, seconds=min(warm._seconds_of(images[:1]) for _ in range(TIMED)))
+
+    def _seconds_of(self, images: Images) -> float:
+        began = time.perf_counter()
+        self.judge(images)
+        return time.perf_counter() - began
 
     def check(self, sample: Parity) -> None:
         """Raises ModelFault where the graph does not compute here what was computed when it was made."""

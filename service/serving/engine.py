@@ -199,7 +199,10 @@ class Engine:
             )
         calling = served.calling(served.how(options)) or await self._make_calling(served, options)
         until = time.monotonic() + self._settings.predict_timeout_ms / 1000 if deadline is None else deadline
-        answers = await self._batcher.answer(served, calling, images, options, tenant=tenant, deadline=until)
+        alone = self._gate.inside <= 1
+        answers = await self._batcher.answer(
+            served, calling, images, options, tenant=tenant, deadline=until, alone=alone
+        )
         for watch in self.watchers:
             watch(Observed(tenant, images, options, answers))
         return answers

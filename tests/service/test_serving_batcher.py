@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,19 +41,21 @@ class Slow(Calling):
 
     gate: threading.Event = field(default_factory=threading.Event)
     sizes_seen: list[int] = field(default_factory=list)
+    threads_seen: list[int] = field(default_factory=list)
     poison: int | None = None
 
     def judge(self, images: NDArray[np.uint8]) -> Judged:
         self.gate.wait(10)
         self.sizes_seen.append(len(images))
+        self.threads_seen.append(threading.get_ident())
         if self.poison is not None and (images[:, 0, 0, 0] == self.poison).any():
             raise ModelFault("these images together are too much")
         return super().judge(images)
 
 
-def slow(served: Served, poison: int | None = None) -> Slow:
+def slow(served: Served, poison: int | None = None, *, seconds: float = math.inf) -> Slow:
     own = served.make_calling(served.how(Options()))
-    return Slow(own.network, own.masks, own.calibration, own.sizes, poison=poison)
+    return Slow(own.network, own.masks, own.calibration, own.sizes, seconds, poison=poison)
 
 
 @pytest.fixture
@@ -63,9 +66,9 @@ def batcher() -> Iterator[Batcher]:
 
 
 def asker(batcher: Batcher, served: Served, calling: Calling) -> Callable[..., Any]:
-    async def ask(images: NDArray[np.uint8], tenant: str = "a", within_s: float = 10.0) -> Answers:
+    async def ask(images: NDArray[np.uint8], tenant: str = "a", within_s: float = 10.0, alone: bool = False) -> Answers:
         deadline = time.monotonic() + within_s
-        return await batcher.answer(served, calling, images, Options(), tenant=tenant, deadline=deadline)
+        return await batcher.answer(served, calling, images, Options(), tenant=tenant, deadline=deadline, alone=alone)
 
     return ask
 
@@ -91,6 +94,71 @@ def test_an_idle_batcher_runs_at_once_and_what_waits_meanwhile_goes_together(ser
     whole = served.make_calling(served.how(Options())).judge(images)
     np.testing.assert_array_equal(np.concatenate([a.p_value for a in found]), whole.whole)
     np.testing.assert_array_equal([a.index[0] for a in found], whole.index)
+
+
+def test_who_is_alone_is_answered_on_the_event_loop_and_nobody_else(served: Served, batcher: Batcher) -> None:
+    calling = slow(served, seconds=0.0009)
+    calling.gate.set()
+    ask = asker(batcher, served, calling)
+    images, _ = clean_images(3, seed=11)
+    loop = threading.get_ident()  # asyncio.run keeps to this thread
+
+    async def run() -> tuple[Answers, Answers]:
+        alone, queued = await ask(images[:2], alone=True), await ask(images[:2])
+        await ask(images, alone=True)  # of three images the loop would hear nothing for too long
+        with pytest.raises(DeadlineExceeded):
+            await ask(images[:1], within_s=-1.0, alone=True)
+        return alone, queued
+
+    alone, queued = asyncio.run(run())
+    assert [thread == loop for thread in calling.threads_seen] == [True, False, False]
+    np.testing.assert_array_equal(alone.p_value, queued.p_value)
+    np.testing.assert_array_equal(alone.probabilities, queued.probabilities)
+    assert (alone.timing.queued_s, alone.timing.batch_images) == (0.0, 2)
+
+
+def test_nothing_is_computed_on_the_event_loop_while_a_thread_computes(served: Served, batcher: Batcher) -> None:
+    calling = slow(served, seconds=0.0)
+    ask = asker(batcher, served, calling)
+    images, _ = clean_images(2, seed=12)
+
+    async def run() -> None:
+        first = asyncio.create_task(ask(images[:1]))
+        await asyncio.sleep(0.01)
+        second = asyncio.create_task(ask(images[1:], alone=True))
+        await asyncio.sleep(0.01)
+        assert batcher.waiting() == (1, 1)
+        calling.gate.set()
+        await asyncio.gather(first, second)
+
+    asyncio.run(run())
+    assert threading.get_ident() not in calling.threads_seen
+
+
+def test_what_fails_on_the_event_loop_is_told_and_a_closed_batcher_takes_nothing(
+    served: Served, batcher: Batcher
+) -> None:
+    images, _ = clean_images(1, seed=3)
+    images[:, 0, 0, 0] = 5
+    calling = slow(served, poison=5, seconds=0.0)
+    calling.gate.set()
+    ask = asker(batcher, served, calling)
+
+    async def run() -> None:
+        with pytest.raises(ModelFault):
+            await ask(images, alone=True)
+        await asyncio.to_thread(batcher.close)
+        with pytest.raises(EngineClosed):
+            await ask(images, alone=True)
+
+    asyncio.run(run())
+    assert len(calling.sizes_seen) == 1
+
+
+def test_a_calling_that_was_tried_knows_what_one_image_takes(served: Served) -> None:
+    own = served.calling(served.how(Options()))
+    assert own is not None
+    assert 0 < own.seconds < 1
 
 
 def test_a_large_request_is_cut_into_calls_and_put_together(served: Served, batcher: Batcher) -> None:
