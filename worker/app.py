@@ -10,6 +10,7 @@ from celery import bootsteps, signals
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.allocator import keep_pages
 from service.db import Database, now
 from service.jobs.queue import EXECUTE, HELP, Doorbell, celery_app
 from service.jobs.reaper import reap
@@ -61,6 +62,7 @@ def _open_child(**_: Any) -> None:
     import worker.execute  # noqa: F401 (so that the first job need not wait for it)
 
     die_with_parent()
+    keep_pages()
     runtime = Runtime.open(settings, app)
     if settings.worker_metrics_port:
         runtime.metrics.serve(settings.host, settings.worker_metrics_port)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from models.training import Stopped
+from service.allocator import give_back
 from service.errors import LeaseLost
 from service.jobs import artifacts, harden, repository, steps
 from service.jobs.repository import Claim
@@ -23,7 +24,7 @@ from service.tables import Job
 from worker.context import Context, Outcome
 from worker.failures import UNFORESEEN, told
 from worker.heartbeat import Flag, Heartbeat, StopReason
-from worker.progress import Progress
+from worker.progress import LONG_S, Progress
 from worker.runtime import Runtime
 
 STEPS = {kind: f"worker.{kind}" for kind in ("ingest", "sanitise", "distill", "evaluate", "review")}
@@ -67,6 +68,8 @@ def _attempt(runtime: Runtime, claim: Claim, shutting_down: Flag) -> None:
         log.warning("how the attempt ended could not be said", exc_info=error)
     finally:
         _clean(context, unwanted)
+    if time.monotonic() - began > LONG_S:
+        give_back()
     _ring_new(runtime)
 
 

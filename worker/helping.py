@@ -9,12 +9,13 @@ from importlib import import_module
 
 import structlog
 
+from service.allocator import give_back
 from service.jobs import calling, steps
 from service.jobs.repository import Claim
 from service.jobs.steps import StepClaim
 from worker.context import Context
 from worker.heartbeat import Flag
-from worker.progress import Progress
+from worker.progress import LONG_S, Progress
 from worker.runtime import Runtime
 from worker.stepping import Work, attempt
 
@@ -33,9 +34,12 @@ def help_with(runtime: Runtime, job_id: str, phase: str, shutting_down: Flag) ->
     if claim is None:
         return
     ids = {"job_id": job_id, "attempt": claim.job.attempt, "request_id": claim.job.request_id}
+    began = time.monotonic()
     with structlog.contextvars.bound_contextvars(**ids):
         log.info("helping", phase=phase)
         _take_a_turn(runtime, claim, shutting_down)
+    if time.monotonic() - began > LONG_S:
+        give_back()
 
 
 def _take_a_turn(runtime: Runtime, first: StepClaim, shutting_down: Flag) -> None:

@@ -10,12 +10,14 @@ import numpy as np
 from models.distillation import distill
 from models.specs import DistillSpec
 from models.watch import Forgetful, Silent, Stopped
+from service.allocator import keep_pages
 from worker.lifeline import die_with_parent
 from worker.ranks import IMAGES, LABELS, SPEC, join, leave
 
 
 def main(folder: Path, size: int, num_classes: int, rank: int) -> None:
     die_with_parent()
+    keep_pages()
     spec = DistillSpec.model_validate_json((folder / SPEC).read_text())
     images, labels = np.load(folder / IMAGES, mmap_mode="r"), np.load(folder / LABELS)
     join(folder, rank=rank, size=size)

@@ -1,4 +1,4 @@
-"""Arenas are counted by what glibc itself tells, in a process of its own: they cannot be given back."""
+"""Each in a process of its own: what malloc is told once cannot be taken back. glibc itself tells of its arenas."""
 
 from __future__ import annotations
 
@@ -56,6 +56,37 @@ held = resident()
 assert give_back()
 print(held - before, resident() - before)
 """
+
+
+FAULTS = """
+import resource, sys
+from service.allocator import give_back, keep_pages
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+before = resident()
+if sys.argv[1] == "kept":
+    assert keep_pages()
+def step():
+    return [b"1" * (48 << 20) for _ in range(4)]
+step()
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults, resident() - before)
+give_back()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_a_step_takes_the_pages_that_the_one_before_freed_until_they_are_given_back() -> None:
+    found = {
+        how: subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout
+        for how in ("kept", "own")
+    }
+    faults, held, left = (float(each) for each in found["kept"].split())
+    assert float(found["own"].split()[0]) > 10_000 > 100 * faults
+    assert held > 150 > 20 > left
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
