@@ -86,7 +86,7 @@ class Metrics:
             "winnow_inference_abstentions", "Images without a label.", (*OF_MODEL, "reason"), registry=registry
         )
         self.refusals = Counter(
-            "winnow_inference_refusals", "Inference requests turned away for want of room.", ("code",),
+            "winnow_inference_refusals", "Inference requests turned away for want of room or time.", ("code",),
             registry=registry,
         )  # fmt: skip
         self.dropped = Counter(

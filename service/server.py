@@ -91,9 +91,11 @@ class Connection(HttpToolsProtocol):
             return
         answer, self._refusal = self._refusal, None
         self._end_patience()
-        self.transport.write(answer)
         if self._leaving or self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive():
+            self.transport.write(answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
             self.transport.close()
+        else:
+            self.transport.write(answer)
         self.on_response_complete()
 
     def on_response_complete(self) -> None:

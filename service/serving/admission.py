@@ -75,9 +75,13 @@ class Gate:
             refused = self._take(tenant, present)
         if refused is None:
             return Admission(self, tenant, present)
-        for tell in self.refusals:
-            tell(tenant, refused)
+        self.tell(tenant, refused)
         return refused
+
+    def tell(self, tenant: str, refused: WinnowError) -> None:
+        """Tell who counts refusals."""
+        for told in self.refusals:
+            told(tenant, refused)
 
     def _take(self, tenant: str, present: float) -> QueueFull | TenantQueueFull | None:
         self._came[tenant] = present

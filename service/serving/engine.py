@@ -19,7 +19,7 @@ from service.serving.answers import DEFAULTS, Answers, Observed, Options, Predic
 from service.serving.batcher import Batcher
 from service.serving.batches import Images
 from service.serving.calling import Calling
-from service.serving.errors import BadImages, EngineClosed, QueueFull, TenantQueueFull
+from service.serving.errors import BadImages, DeadlineExceeded, EngineClosed, QueueFull, TenantQueueFull
 from service.serving.inputs import Source
 from service.serving.loaded import Key, Loaded
 from service.serving.routes import Place, Routes
@@ -76,7 +76,7 @@ class Engine:
 
     @property
     def refusals(self) -> list[Callable[[str, WinnowError], None]]:
-        """Called with the tenant and the error for each request that the gate refuses."""
+        """Called with the tenant and the error for each request that found no place, or waited for too long."""
         return self._gate.refusals
 
     @property
@@ -200,9 +200,13 @@ class Engine:
         calling = served.calling(served.how(options)) or await self._make_calling(served, options)
         until = time.monotonic() + self._settings.predict_timeout_ms / 1000 if deadline is None else deadline
         alone = self._gate.inside <= 1
-        answers = await self._batcher.answer(
-            served, calling, images, options, tenant=tenant, deadline=until, alone=alone
-        )
+        try:
+            answers = await self._batcher.answer(
+                served, calling, images, options, tenant=tenant, deadline=until, alone=alone
+            )
+        except DeadlineExceeded as error:
+            self._gate.tell(tenant, error)
+            raise
         for watch in self.watchers:
             watch(Observed(tenant, images, options, answers))
         return answers

@@ -204,7 +204,9 @@ def test_versions_and_aliases(client: triton.InferenceServerClient, headers: Hea
         http.put("/v1/models/signs/aliases/champion", json={"version": 2})
 
 
-def test_errors_reach_the_client_as_the_protocol_says(client: triton.InferenceServerClient, headers: Headers) -> None:
+def test_errors_reach_the_client_as_the_protocol_says(
+    client: triton.InferenceServerClient, headers: Headers, http: httpx.Client
+) -> None:
     given = tensor(grey_images(1), binary=True)
 
     def error(model: str, inputs: list[triton.InferInput], **how: Any) -> tuple[str, str]:
@@ -225,6 +227,7 @@ def test_errors_reach_the_client_as_the_protocol_says(client: triton.InferenceSe
     assert error("signs", given, priority=3)[0] == "400"
     assert error("signs", tensor(grey_images(101), binary=True))[0] == "413"
     assert error("signs", given, timeout=1)[0] == "503"
+    assert 'winnow_inference_refusals_total{code="deadline_exceeded"} 1.0' in http.get("/metrics").text
     with pytest.raises(InferenceServerException, match="no model nothing"):
         client.get_model_metadata("nothing", headers=dict(headers))
 

@@ -132,16 +132,21 @@ def test_a_full_house_refuses_who_is_known_before_the_application_is_asked(
         with monkeypatch.context() as patch:
             patch.setattr(engine, "admit", None)  # whoever comes as far as that fails
             quick, told = asked(connection, head + b"X-Request-Id: mine\r\n\r\n{}")
-            assert asked(connection, head + b"\r\n{}")[0].startswith(b"http/1.1 503 ")
+            assert b"connection: close" not in asked(connection, head + b"\r\n{}")[0]
+            with socket.create_connection(connection.getpeername(), timeout=20) as leaving:
+                leaving.sendall(head + b"Connection: close\r\n\r\n{}")
+                last, _, body = answers(leaving).partition(b"\r\n\r\n")
+            assert last.startswith(b"HTTP/1.1 503 ") and b"\r\nconnection: close" in last
+            assert json.loads(body)["code"] == "queue_full"
             unknown, _ = asked(connection, INFER + b"Authorization: Bearer wk_no\r\n\r\n{}")
         assert slow.startswith(b"http/1.1 503 ") and quick.startswith(b"http/1.1 503 ")
         assert told == told_slowly and told["code"] == "queue_full"
         assert b"\r\nretry-after: 1\r\n" in quick and quick.endswith(b"\r\nx-request-id: mine")
         assert unknown.startswith(b"http/1.1 401 ")
         counted = client.get("/metrics").text
-        assert 'winnow_inference_refusals_total{code="queue_full"} 3.0' in counted
+        assert 'winnow_inference_refusals_total{code="queue_full"} 4.0' in counted
         assert re.search(
-            r'winnow_http_requests_total\{.*route="/v2/models/\{model\}/infer".*status="503"\} 3.0', counted
+            r'winnow_http_requests_total\{.*route="/v2/models/\{model\}/infer".*status="503"\} 4.0', counted
         )
         inside.close()
         with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as again:
