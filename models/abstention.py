@@ -31,6 +31,11 @@ PROFILE_SHARE = 0.25
 """Share of the calibration images that make the class profiles, where profiles are not given."""
 
 
+def calibrating_of(held: int) -> int:
+    """How many of so many held-out images calibrate, where the others make the class profiles."""
+    return held - round(PROFILE_SHARE * held)
+
+
 class InvalidCalibration(ValueError):
     """Calibration data that no abstention can be computed from."""
 
@@ -206,7 +211,7 @@ def calibrate_abstention(
     rows = np.arange(n)
     if profiles is None:
         order = np.random.Generator(np.random.PCG64(seed)).permutation(n)
-        shaping = round(PROFILE_SHARE * n)
+        shaping = n - calibrating_of(n)
         profiles, rows = class_profiles(mean[order[:shaping]], labels[order[:shaping]]), np.sort(order[shaping:])
     return AbstentionCalibration(
         profiles=np.asarray(profiles, dtype=np.float64),

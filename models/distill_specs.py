@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from models.spec_fields import EpsLinf, FitSpec, Probability, Seed, Spec, Width, overlaid
+from models.spec_fields import CountBy, EpsLinf, FitSpec, Probability, Seed, Spec, Width, overlaid
 
 Method = Literal["defensive", "extended", "robust"]
 DistillPreset = Literal["default", "badjie", "papernot-mnist", "papernot-cifar10"]
@@ -39,6 +39,11 @@ class AbstentionSpec(Spec):
     per_class: bool = Field(
         False,
         description="judge an image by the calibration images of the same answer, where they are enough to promise α",
+    )
+    count_by: CountBy = Field(
+        "groups",
+        description="groups: of the held-out images of one group one calibrates, for they are no independent draws; "
+        "images: all do, which keeps α only where images of a group are as different as any",
     )
     holdout_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.1, description="share of the set held out to calibrate, where no reference is given"

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 EpsLinf = Annotated[float, Field(gt=0, le=1, description="L∞ radius in units of the pixel range [0, 1]")]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Width = Annotated[int, Field(ge=4, le=256, multiple_of=4, description="channels; fast kernels want fours")]
+CountBy = Literal["groups", "images"]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 

@@ -28,13 +28,13 @@ from models.filter_specs import ResidualSpec as ResidualSpec
 from models.filter_specs import SearchSpec as SearchSpec
 from models.panel_specs import DetectorName as DetectorName
 from models.panel_specs import PanelSpec as PanelSpec
+from models.spec_fields import CountBy, overlaid
 from models.spec_fields import EpsLinf as EpsLinf
 from models.spec_fields import FitSpec as FitSpec
 from models.spec_fields import Probability as Probability
 from models.spec_fields import Seed as Seed
 from models.spec_fields import Spec as Spec
 from models.spec_fields import Width as Width
-from models.spec_fields import overlaid
 
 
 class ImageSpec(Spec):
@@ -75,7 +75,7 @@ class CalibrationSpec(Spec):
         "reference",
         description="candidates: on the bulk of the candidates, most of which must be clean; rates are then estimates",
     )
-    count_by: Literal["groups", "images"] = Field(
+    count_by: CountBy = Field(
         "groups",
         description="groups: reference images of one group count as one; images: each for itself, which keeps a rate "
         "only where images of a group are as different as any",

@@ -63,6 +63,12 @@ def halves_by_class(labels: NDArray[np.int64], groups: NDArray[Any] | None, *, s
     return halves
 
 
+def one_a_group(groups: NDArray[Any], *, seed: int) -> Indices:
+    """Of each group one image, drawn evenly: sorted indices, as many as there are groups. groups: (n,), any values."""
+    order = np.random.default_rng(np.random.PCG64(seed)).permutation(len(groups))
+    return np.sort(order[np.unique(groups[order], return_index=True)[1]])
+
+
 def _units(members: Indices, groups: NDArray[Any] | None, rng: np.random.Generator) -> list[Indices]:
     """The inseparable parts of a class in random order."""
     if groups is None:

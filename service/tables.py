@@ -127,6 +127,7 @@ class DatasetVersion(OwnedByName, Table):
     classes: Mapped[list[Any]]
     class_counts: Mapped[list[Any]]  # images of each class, in the order of `classes`
     image_shape: Mapped[list[Any]]  # height, width, channels
+    num_groups: Mapped[int | None]  # None where not every image names one, or nobody counted: before 0007
     source_format: Mapped[str] = mapped_column(String(32))
     parent: Mapped[str | None] = mapped_column(String(80))
     size_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # of its images, decoded

@@ -40,18 +40,21 @@ def calibrate(
     mc = McDropout(spec.abstention.mc_passes, spec.student.dropout, spec.seed, student.feature_dim)
     probabilities = mc_probabilities(student, material.held_images, mc.masks(), watch=watch)
     temperature, told = _told(probabilities, material.held_labels, spec.seed)
+    rows = material.calibrating
+    images = material.held_images[rows]
     abstention = calibrate_abstention(
-        probabilities,
-        material.held_labels,
-        filter_scores(material.detector, material.held_images, watch) if material.detector else None,
+        probabilities[:, rows],
+        material.held_labels[rows],
+        filter_scores(material.detector, images, watch) if material.detector else None,
         seed=spec.seed,
-        student_scores=student_scores(student, material.held_images, watch=watch),
+        student_scores=student_scores(student, images, watch=watch),
         per_class=spec.abstention.per_class,
         temperature=temperature,
     )
     check_alpha(spec.abstention.alpha, abstention.n)
     metrics = {
         "num_calibration": abstention.n,
+        "calibration_groups": None if len(rows) == len(material.held_labels) else len(rows),
         "smallest_alpha": abstention.smallest_alpha,
         "alpha": spec.abstention.alpha,
         "abstains_for": list(abstention.reasons),

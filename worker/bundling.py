@@ -67,10 +67,10 @@ def _of_filter(student: Classifier, detector: Filter, made: StudentGraphs, input
 
 
 def _held_out(files: dict[str, bytes], material: Material, masks: NDArray[np.float32]) -> bytes:
-    inputs: Arrays = {"images": material.held_images, "masks": masks[:1]}
+    inputs: Arrays = {"images": material.held_images[material.calibrating], "masks": masks[:1]}
     plain = run_graph(files[SERVED], inputs, ["features", *(["scores"] if REFORMED in files else [])])
     reformed = run_graph(files[REFORMED], inputs, ["features"])["features"] if REFORMED in files else None
-    labels = material.held_labels
+    labels = material.held_labels[material.calibrating]
     return HeldOut(plain["features"], labels, reformed, plain.get("scores")).to_bytes()
 
 

@@ -17,7 +17,7 @@ from models.search import Trial, search_filter
 from models.specs import SanitiseSpec
 from models.training import Watch
 from service.errors import UnusableDataset
-from service.jobs.submit import NO_DIVERGENCE
+from service.jobs.suitable import NO_DIVERGENCE
 from worker.context import Context, StorageCheckpoints
 from worker.examiner import Examiner
 from worker.pooling import Listings, bounded, draw_pool, list_images, teaching

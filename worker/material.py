@@ -8,26 +8,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.abstention import calibrating_of
 from models.calibration import check_alpha
 from models.filtering import Filter
+from models.seeding import derive_seed
+from models.shift import Groups
 from models.specs import DistillSpec
-from models.splits import split_by_class
+from models.splits import one_a_group, split_by_class
 from service.datasets import repository as datasets
 from service.errors import UnusableDataset
 from worker.artifacts import FilterArtifacts
 from worker.context import Context
 from worker.datasets import groups_of, open_version, relabelled
 from worker.lineage import sanitise_filter
+from worker.promising import way_out
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What a distill job works with. The held-out images were seen by neither filter nor student."""
+    """What a distill job works with. The held-out images were seen by neither filter nor student.
+
+    calibrating: rows of the held-out images, those that say when to abstain: all, or one of each group.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     held_images: NDArray[np.uint8]
     held_labels: NDArray[np.int64]
+    calibrating: NDArray[np.int64]
     classes: list[str]
     image_shape: tuple[int, int, int]
     detector: Filter | None
@@ -42,19 +50,21 @@ def gather(context: Context, spec: DistillSpec) -> Material:
     labels = reader.labels()
     lineage = {"dataset": inputs["dataset"], "dataset_digest": row.digest, "reference": inputs.get("reference")}
     if "reference" in inputs:
-        held_images, held_labels = _from_reference(context, inputs["reference"], kept, row.classes)
+        held_images, held_labels, groups = _from_reference(context, inputs["reference"], kept, row.classes)
         train = everything
     else:
-        share = spec.abstention.holdout_share
-        train, held = split_by_class(labels, groups_of(reader), share=share, seed=spec.seed)
+        share, groups = spec.abstention.holdout_share, groups_of(reader)
+        train, held = split_by_class(labels, groups, share=share, seed=spec.seed)
         held_images, held_labels = reader.images(held), labels[held]
+        groups = None if groups is None else groups[held]
     _refuse_missing_classes(labels[train], row.classes, inputs["dataset"])
-    check_alpha(spec.abstention.alpha, len(held_labels))
+    calibrating = _calibrating(len(held_labels), groups, spec)
     return Material(
         images=reader.images(train),
         labels=labels[train],
         held_images=held_images,
         held_labels=held_labels,
+        calibrating=calibrating,
         classes=row.classes,
         image_shape=reader.image_shape,
         detector=kept.filter if kept else None,
@@ -62,14 +72,31 @@ def gather(context: Context, spec: DistillSpec) -> Material:
     )
 
 
+def _calibrating(held: int, groups: Groups | None, spec: DistillSpec) -> NDArray[np.int64]:
+    """Images of one group are no independent draws of what production sends, so of each one calibrates.
+
+    Raises AlphaTooSmall, with the way out, before anything is fitted.
+    """
+    alpha, rows = spec.abstention.alpha, np.arange(held)
+    if groups is None or spec.abstention.count_by == "images":
+        check_alpha(alpha, calibrating_of(held), "held-out images that calibrate")
+        return rows
+    rows = one_a_group(groups, seed=derive_seed(spec.seed, "calibrating"))
+    with way_out(None if len(rows) == held else groups, "abstention.count_by"):
+        check_alpha(alpha, calibrating_of(len(rows)), "held-out groups that calibrate")
+    return rows
+
+
 def _from_reference(
     context: Context, reference: str, kept: FilterArtifacts | None, classes: list[str]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], Groups | None]:
     """The reference's images, less those that the filter was fitted on: their scores would flatter."""
     row, reader = open_version(context, reference)
     same = kept is not None and kept.reference == datasets.reference_of(row)
     rows = kept.held if kept is not None and same else np.arange(row.num_samples)
-    return reader.images(rows), relabelled(reader.labels(), row.classes, classes)[rows]
+    groups = groups_of(reader)
+    labels = relabelled(reader.labels(), row.classes, classes)[rows]
+    return reader.images(rows), labels, None if groups is None else groups[rows]
 
 
 def _refuse_missing_classes(labels: NDArray[np.int64], classes: list[str], dataset: str) -> None:

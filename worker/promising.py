@@ -13,11 +13,6 @@ from models.shift import Groups
 from models.specs import CalibrationSpec
 from worker.scored import Scored
 
-OTHERWISE = (
-    "A group counts as one, for images of one object are no independent draws. Give images of more objects, or ask for "
-    'calibration.count_by "images": it counts them all, and rates are estimates'
-)
-
 
 def check_rate(reference: Scored, candidates: Scored, spec: CalibrationSpec, class_names: Sequence[str]) -> None:
     """What `calibrate` would refuse, before anything is fitted: of both only labels and groups are looked at."""
@@ -39,7 +34,7 @@ def count_calibrating(
         return len(reference.scores[rows]) if groups is None else len(np.unique(groups[rows]))
 
     if spec.rate is not None:
-        with _way_out(groups):
+        with way_out(groups, "calibration.count_by"):
             check_alpha(spec.rate, count(slice(None)), unit)
     if judged is None:
         return [count(slice(None))]
@@ -47,19 +42,22 @@ def count_calibrating(
     by_class = {int(label): count(labels == label) for label in np.unique(judged)}
     if spec.rate is not None:
         named = {class_names[label] if class_names else str(label): own for label, own in by_class.items()}
-        with _way_out(groups):
+        with way_out(groups, "calibration.count_by"):
             check_alpha_per_class(spec.rate, named, unit)
     return list(by_class.values()) or [count(slice(None))]
 
 
 @contextmanager
-def _way_out(groups: Groups | None) -> Iterator[None]:
-    """Where groups count, a refusal says why, and what to do."""
+def way_out(groups: Groups | None, choice: str) -> Iterator[None]:
+    """Where groups count, a refusal says why, and what to do: to choose otherwise."""
     try:
         yield
     except AlphaTooSmall as error:
         if groups is not None:
-            error.args = (f"{error}. {OTHERWISE}",)
+            error.args = (
+                f"{error}. A group counts as one, for images of one object are no independent draws. Give images of "
+                f'more objects, or ask for {choice} "images": it counts them all, and rates are estimates',
+            )
         raise
 
 

@@ -33,6 +33,7 @@ DATASET: dict[str, Any] = {
     "classes": ["stop", "yield"],
     "class_counts": [1, 1],
     "image_shape": [32, 32, 3],
+    "num_groups": None,
     "source_format": "zip",
     "parent": None,
     "job_id": JOB_ID,

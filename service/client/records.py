@@ -129,6 +129,7 @@ class DatasetVersion(Wire):
     num_samples: int
     classes: list[str]
     image_shape: list[int]  # height, width, channels
+    num_groups: int | None = None
     parent: str | None = None
     digest: str | None = None
 

@@ -64,6 +64,7 @@ def publish(
         num_samples=written.num_samples,
         classes=classes,
         class_counts=written.class_counts,
+        num_groups=written.num_groups,
         image_shape=list(image_shape),
         source_format=source_format,
         parent=parent,

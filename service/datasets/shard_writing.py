@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -37,6 +38,7 @@ class Written:
     digest: str  # sha256 over the pixels' sha256, labels and sample ids, in order
     num_samples: int
     class_counts: list[int]
+    num_groups: int | None = None  # None where not every sample names one
 
 
 class PartWriter:
@@ -96,6 +98,7 @@ class VersionWriter:
         self._storage, self._prefix = storage, prefix
         self._digest, self._counts = hashlib.sha256(), np.zeros(num_classes, np.int64)
         self._shards: list[Shard] = []
+        self._groups: list[pa.Array] | None = []  # each part's, once; None as soon as a sample names none
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
@@ -118,6 +121,7 @@ class VersionWriter:
         ):
             self._digest.update(b"%d %b %b\n" % (label, sample_id.encode(), pixels))
         self._counts += np.bincount(part.rows["label"].to_numpy(), minlength=len(self._counts))
+        self._gather_groups(part.rows["group"])
         self._shards += part.shards
         self._manifest.write_table(part.rows.select(SCHEMA.names), row_group_size=MANIFEST_ROWS)
 
@@ -125,7 +129,16 @@ class VersionWriter:
         """The manifest is whole, and the index is written."""
         self._files.close()
         write_index(self._storage, self._prefix, self._shards)
-        return Written(self._digest.hexdigest(), int(self._counts.sum()), self._counts.tolist())
+        return Written(self._digest.hexdigest(), int(self._counts.sum()), self._counts.tolist(), self._num_groups())
+
+    def _gather_groups(self, named: pa.ChunkedArray) -> None:
+        if named.null_count:
+            self._groups = None
+        elif self._groups is not None:
+            self._groups.append(pc.unique(named))
+
+    def _num_groups(self) -> int | None:
+        return None if not self._groups else int(pc.count_distinct(pa.chunked_array(self._groups)).as_py())
 
 
 class ShardWriter:

@@ -11,20 +11,19 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from models.abstention import PROFILE_SHARE
-from models.calibration import smallest_alpha
 from models.specs import PARAMS_OF_JOB, DistillSpec, HardenSpec, SanitiseSpec, Spec
 from service import quotas
 from service.audit import STACK, Action, Actor, append
 from service.datasets import repository as datasets
-from service.errors import Conflict, IdempotencyConflict, InvalidParams, UnusableDataset
+from service.errors import Conflict, IdempotencyConflict, InvalidParams
 from service.jobs import artifacts, harden, overrides
 from service.jobs.create import add_job
+from service.jobs.suitable import HALF, check_matches, check_reference, check_siftable, check_trainable
 from service.quotas import Quota
 from service.references import check_name, parse_model_ref
 from service.registry import repository as registry
 from service.settings import Settings
-from service.tables import DatasetVersion, Job
+from service.tables import Job
 from service.tenancy import tenant_of
 
 INPUTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # type: (required, optional)
@@ -34,14 +33,6 @@ INPUTS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # type: (required,
     "harden": (frozenset({"dataset", "model"}), frozenset({"reference", "evaluate_on", "calibrate_on"})),
     "review": (frozenset({"job"}), frozenset()),
 }
-MIN_REFERENCE_FIT = 64
-HALF = 0.5
-"""Of a reference: what each of the two filters is fitted on, and what the one that is served has not seen."""
-MIN_SIFTED = 1000
-NO_DIVERGENCE = (
-    "The detector reconstruction_divergence looks through the filter, which without a trusted reference is fitted "
-    "last. Give a reference, or leave the detector out."
-)
 
 
 @dataclass(frozen=True)
@@ -188,103 +179,4 @@ def check_reviewed(session: Session, job_id: str) -> None:
             f"Nobody has decided on an image of job {job.id}, so {made} is all that its verdicts make. Decide first "
             f"(PUT /v1/jobs/{job.id}/verdicts).",
             code="no_overrides",
-        )
-
-
-def check_matches(dataset: DatasetVersion, shape: tuple[int, ...], classes: list[str], what: str) -> None:
-    """Raises UnusableDataset where shape or classes do not fit."""
-    name = datasets.reference_of(dataset)
-    if tuple(dataset.image_shape) != shape:
-        size, _, channels = shape
-        raise UnusableDataset(
-            f"{name} has images of {'×'.join(map(str, dataset.image_shape))} (height×width×channels), {what} has "
-            f"{'×'.join(map(str, shape))}. Upload it again with size={size} and channels={channels}.",
-            code="shape_mismatch",
-        )
-    foreign = sorted(set(dataset.classes) - set(classes))
-    if foreign:
-        raise UnusableDataset(
-            f"{name} has classes that {what} does not: {', '.join(foreign[:5])}{'…' if len(foreign) > 5 else ''}. "
-            "Remove them, or name them as the other does.",
-            code="class_mismatch",
-        )
-
-
-def check_reference(dataset: DatasetVersion, reference: DatasetVersion, spec: SanitiseSpec) -> None:
-    """Raises UnusableDataset where this reference cannot fit the filter or cannot show the α asked for."""
-    check_matches(reference, tuple(dataset.image_shape), dataset.classes, f"data set {datasets.reference_of(dataset)}")
-    name = datasets.reference_of(reference)
-    _refuse_lonely(reference, "calibrate on the other images of each class than it is fitted on")
-    fitted = int(reference.num_samples * HALF)
-    if fitted < MIN_REFERENCE_FIT:
-        raise UnusableDataset(
-            f"Reference {name} leaves {fitted} images to fit each of the two filters on; at least {MIN_REFERENCE_FIT} "
-            f"are needed. Give a reference of at least {round(MIN_REFERENCE_FIT / HALF)} images.",
-            code="reference_too_small",
-        )
-    alpha = spec.calibration.rate
-    calibrating = reference.num_samples
-    if alpha is not None and alpha < smallest_alpha(calibrating):
-        needed = int(1 / alpha - 1) + 1
-        raise UnusableDataset(
-            f"Reference {name} has {calibrating} images to calibrate on: the smallest false_quarantine_rate they can "
-            f"promise is {smallest_alpha(calibrating):.4f}, not {alpha}. Ask for that, or give a reference of at least "
-            f"{needed} images (of as many groups, where it names groups).",
-            code="alpha_too_small",
-            smallest=smallest_alpha(calibrating),
-        )
-
-
-def check_siftable(dataset: DatasetVersion, spec: SanitiseSpec) -> None:
-    """Raises UnusableDataset where no reference can be sifted out of these candidates."""
-    name = datasets.reference_of(dataset)
-    if dataset.num_samples < MIN_SIFTED or len(dataset.classes) < 2:
-        raise UnusableDataset(
-            f"{name} has {dataset.num_samples} images of {len(dataset.classes)} classes: without a trusted reference "
-            f"Winnow sifts one out of at least {MIN_SIFTED} images of two classes. Give a reference.",
-            code="reference_needed",
-        )
-    _refuse_lonely(dataset, "judge each image by others of its class")
-    if "reconstruction_divergence" in spec.panel.detectors:
-        raise UnusableDataset(NO_DIVERGENCE, code="reference_needed")
-
-
-def check_trainable(
-    dataset: DatasetVersion, reference: DatasetVersion | None, spec: DistillSpec, *, held_share: float = 1.0
-) -> None:
-    """Raises UnusableDataset where no classifier can be trained, or its abstention not be calibrated."""
-    name = datasets.reference_of(dataset)
-    if len(dataset.classes) < 2:
-        raise UnusableDataset(
-            f"{name} has one class only ({dataset.classes[0]}): a classifier needs two.", code="one_class"
-        )
-    _refuse_lonely(dataset, "train a classifier and hold images out to check it")
-    if reference is not None:
-        check_matches(reference, tuple(dataset.image_shape), dataset.classes, f"data set {name}")
-    held = _held_out(dataset, reference, spec, held_share)
-    calibrating = held - round(PROFILE_SHARE * held)
-    if spec.abstention.alpha < smallest_alpha(calibrating):
-        raise UnusableDataset(
-            f"Of {held} held-out images {calibrating} calibrate abstention: the smallest alpha they can promise is "
-            f"{smallest_alpha(calibrating):.4f}, not {spec.abstention.alpha}. "
-            "Ask for that, or give a larger reference.",
-            code="alpha_too_small",
-            smallest=smallest_alpha(calibrating),
-        )
-
-
-def _held_out(dataset: DatasetVersion, reference: DatasetVersion | None, spec: DistillSpec, held_share: float) -> int:
-    """How many images neither filter nor student will have seen."""
-    if reference is None:
-        return int(dataset.num_samples * spec.abstention.holdout_share)
-    return int(reference.num_samples * held_share)
-
-
-def _refuse_lonely(dataset: DatasetVersion, purpose: str) -> None:
-    few = [name for name, count in zip(dataset.classes, dataset.class_counts, strict=True) if count < 2]
-    if few:
-        raise UnusableDataset(
-            f"In {datasets.reference_of(dataset)} these classes have fewer than two images: {', '.join(few[:5])}"
-            f"{'…' if len(few) > 5 else ''}. Two are needed to {purpose}: add images or leave the class out.",
-            code="class_too_small",
         )

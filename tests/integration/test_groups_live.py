@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import httpx
 import numpy as np
 import pytest
 
-from service.client import WinnowClient
-from tests.integration.conftest import FAST_FILTER, Digits, finished
+from service.client import ProblemError, WinnowClient
+from service.embedded.running import RunningStack
+from tests.integration.conftest import FAST_DISTILL, FAST_FILTER, Digits, finished
 
 EACH = 5
 
@@ -24,12 +26,40 @@ def grouped(client: WinnowClient, digits: Digits) -> str:
 def test_a_rate_that_so_few_objects_cannot_promise_is_refused_before_anything_is_fitted(
     client: WinnowClient, sets: dict[str, str], grouped: str
 ) -> None:
-    job = finished(client, client.submit("sanitise", dataset=sets["signs"], reference=grouped), state="failed")
-    assert job.error["code"] == "alpha_too_small"
-    assert "48 groups of calibration images" in job.error["message"]
-    assert "1/49" in job.error["message"]
-    assert 'count_by "images"' in job.error["message"]
-    assert job.progress.phase is None
+    assert client.dataset(grouped).num_groups == 48
+    for kind, further in (("sanitise", {}), ("distill", {"model": "of-groups"})):
+        with pytest.raises(ProblemError) as refused:
+            client.submit(kind, dataset=sets["signs"], reference=grouped, **further)
+        assert refused.value.code == "alpha_too_small"
+        assert "48" in str(refused.value) and 'count_by "images"' in str(refused.value)
+
+
+@pytest.mark.parametrize(("how", "calibrating"), [("groups", 36), ("images", 180)])
+def test_of_an_object_one_held_out_image_calibrates_the_student(
+    stack: RunningStack,
+    client: WinnowClient,
+    digits: Digits,
+    sets: dict[str, str],
+    grouped: str,
+    how: str,
+    calibrating: int,
+) -> None:
+    params = {**FAST_DISTILL, "abstention": {"alpha": 0.05, "mc_passes": 8, "count_by": how}}
+    job = client.submit("distill", dataset=sets["signs"], reference=grouped, model=f"of-{how}", params=params)
+    metrics = (finished(client, job).result or {})["metrics"]
+    assert metrics["num_calibration"] == calibrating
+    assert metrics["smallest_alpha"] == pytest.approx(1 / (1 + calibrating))
+    assert metrics["calibration_groups"] == (48 if how == "groups" else None)
+    for choice in ({}, {"mc_passes": 16}):  # other passes are calibrated for anew, on what the bundle holds
+        answer = httpx.post(
+            f"{stack.url}/v1/models/of-{how}/predict",
+            params=choice,
+            content=digits.npz(slice(0, 200)).getvalue(),
+            headers={"Authorization": f"Bearer {stack.key}"},
+        )
+        ranks = np.array([each["p_value"] for each in answer.json()["predictions"]]) * (1 + calibrating)
+        np.testing.assert_allclose(ranks, np.rint(ranks), atol=1e-6)
+        assert ranks.min() >= 1 - 1e-6
 
 
 @pytest.mark.parametrize(("how", "standing", "groups"), [("groups", "held", 48), ("images", "estimated", None)])

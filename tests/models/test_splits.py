@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from models.splits import halves_by_class, split_by_class
+from models.splits import halves_by_class, one_a_group, split_by_class
 
 
 @settings(max_examples=60, deadline=None, database=None)
@@ -71,3 +71,17 @@ def test_classes_of_one_group_go_to_either_half() -> None:
 def test_shares_outside_of_the_open_interval_are_refused(share: float) -> None:
     with pytest.raises(ValueError, match="share"):
         split_by_class(np.zeros(4, np.int64), None, share=share, seed=0)
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(st.lists(st.integers(-3, 5), min_size=1, max_size=60), st.integers(0, 100))
+def test_of_each_group_one_image_is_drawn(groups: list[int], seed: int) -> None:
+    rows = one_a_group(np.array(groups), seed=seed)
+    assert sorted(np.array(groups)[rows]) == sorted(set(groups))
+    assert list(rows) == sorted(rows) == list(one_a_group(np.array(groups), seed=seed))
+
+
+def test_every_image_of_a_group_is_drawn_as_often() -> None:
+    groups = np.array(["a", "b", "a", "a", "b"])
+    drawn = np.bincount(np.concatenate([one_a_group(groups, seed=seed) for seed in range(3000)]), minlength=5) / 3000
+    np.testing.assert_allclose(drawn, [1 / 3, 1 / 2, 1 / 3, 1 / 3, 1 / 2], atol=0.04)

@@ -83,14 +83,19 @@ MakeDataset = Callable[..., str]
 def make_dataset(database: Database, storage: LocalStorage) -> MakeDataset:
     """make_dataset(name, counts={"a": 5, "b": 5}, shape=(8, 8, 1)) writes a version and returns its reference."""
 
-    def make(name: str, counts: dict[str, int], shape: tuple[int, int, int] = (8, 8, 1)) -> str:
+    def make(
+        name: str, counts: dict[str, int], shape: tuple[int, int, int] = (8, 8, 1), group: int | None = None
+    ) -> str:
+        """group: so many images of a class show one object; None where nobody says."""
         rng = np.random.default_rng(0)
         prefix = f"datasets/{name}/{rng.integers(1 << 30)}-{len(counts)}-{sum(counts.values())}"
         with ShardWriter(storage, prefix, shape, len(counts)) as writer:
             for label, count in enumerate(counts.values()):
                 for index in range(count):
                     pixels = rng.integers(0, 256, shape, dtype=np.uint8)
-                    writer.add(pixels, Row(f"{label}-{index}", f"{label}/{index}.png", label, shape[1], shape[0]))
+                    of = None if group is None else f"{label}-{index // group}"
+                    path = f"{label}/{index}.png"
+                    writer.add(pixels, Row(f"{label}-{index}", path, label, shape[1], shape[0], of))
             written = writer.close()
         with database.transaction() as session:
             job = add_job(session, "ingest", inputs={}, params={}, max_attempts=3)

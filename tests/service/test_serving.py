@@ -179,7 +179,9 @@ def real_files() -> dict[str, bytes]:
     classes = [str(c) for c in range(5)]
     none: dict[Reason, NDArray[np.float32]] = {}
     abstention = calibrate_abstention(probabilities, labels, own.score(images), seed=mc.seed, student_scores=none)
-    files, difference = graphs(student, Material(images, labels, images, labels, classes, shape, own, {}), mc.masks())
+    files, difference = graphs(
+        student, Material(images, labels, images, labels, np.arange(len(labels)), classes, shape, own, {}), mc.masks()
+    )
     assert difference < 1e-4
     card = {"classes": classes, "image_shape": list(shape)}
     return {**files, CALIBRATION: ServingCalibration(abstention, mc, 0.1).to_bytes(), CARD: orjson.dumps(card)}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service.datasets import repository as datasets
 from service.db import Database
 from service.errors import WinnowError
 from service.jobs import submit
@@ -57,6 +58,37 @@ def test_a_reference_too_small_for_alpha_names_the_smallest_it_can_promise(
     assert error.details["smallest"] == pytest.approx(1 / 241)
     assert "at least 333 images" in error.message
     assert ask(database, "sanitise", {"false_quarantine_rate": 0.005}, **sets)
+
+
+def test_where_groups_count_a_rate_that_so_few_cannot_promise_is_refused_with_the_way_out(
+    database: Database, sets: dict[str, str], make_dataset: MakeDataset
+) -> None:
+    """240 images of 48 objects: half of these are held out for a student, and of those three quarters calibrate."""
+    grouped = {**sets, "reference": make_dataset("grouped", {"a": 120, "b": 120}, group=5)}
+    error = refusal(database, "sanitise", {"false_quarantine_rate": 0.02}, **grouped)
+    assert (error.code, error.details["smallest"]) == ("alpha_too_small", pytest.approx(1 / 49))
+    assert "48 groups" in error.message and "at least 49 groups" in error.message
+    assert 'calibration.count_by "images"' in error.message
+    assert ask(database, "sanitise", {"false_quarantine_rate": 0.02, "count_by": "images"}, **grouped)
+    assert ask(database, "sanitise", {"false_quarantine_rate": 0.03}, **grouped)
+
+    error = refusal(database, "distill", {"abstention": {"alpha": 0.02}}, model="m", **grouped)
+    assert (error.code, error.details["smallest"]) == ("alpha_too_small", pytest.approx(1 / 37))
+    assert "Of 48 held-out groups 36 calibrate" in error.message
+    assert 'abstention.count_by "images"' in error.message
+    images = {"abstention": {"alpha": 0.02, "count_by": "images"}}
+    assert ask(database, "distill", images, model="m", **grouped)
+    harden = {"sanitise": {"false_quarantine_rate": 0.05}, "distill": {"abstention": {"alpha": 0.05}}}
+    assert "Of 24 held-out groups 18" in refusal(database, "harden", harden, model="m", **grouped).message
+
+
+def test_a_version_whose_groups_nobody_counted_is_not_refused_for_them(
+    database: Database, sets: dict[str, str], make_dataset: MakeDataset
+) -> None:
+    grouped = {**sets, "reference": make_dataset("grouped", {"a": 120, "b": 120}, group=5)}
+    with database.transaction() as session:
+        datasets.find(session, grouped["reference"]).num_groups = None
+    assert ask(database, "sanitise", {"false_quarantine_rate": 0.02}, **grouped)
 
 
 def test_a_reference_of_another_shape_says_how_to_upload_it(
