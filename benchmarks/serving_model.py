@@ -82,7 +82,9 @@ def make_files(images: NDArray[np.uint8]) -> dict[int, dict[str, bytes]]:
         labels = probabilities.mean(0).argmax(1)
         classes = [str(index) for index in range(CLASSES)]
         if not networks:
-            material = Material(images, labels, images, labels, np.arange(len(labels)), classes, SHAPE, own, {})
+            material = Material(
+                images, labels, images, labels, len(labels), np.arange(len(labels)), classes, SHAPE, own, {}
+            )
             networks, _ = graphs(student, material, mc.masks())
         abstention = calibrate_abstention(probabilities, labels, scores, seed=seed)
         card = {"classes": classes, "image_shape": list(SHAPE), "spec": {}, "metrics": {}, "lineage": {}, "seed": seed}

@@ -55,6 +55,7 @@ def calibrate(
     metrics = {
         "num_calibration": abstention.n,
         "calibration_groups": None if len(rows) == len(material.held_labels) else len(rows),
+        "rates_are": "held" if len(rows) == material.held_objects else "estimated",
         "smallest_alpha": abstention.smallest_alpha,
         "alpha": spec.abstention.alpha,
         "abstains_for": list(abstention.reasons),

@@ -28,13 +28,15 @@ from worker.promising import way_out
 class Material:
     """What a distill job works with. The held-out images were seen by neither filter nor student.
 
-    calibrating: rows of the held-out images, those that say when to abstain: all, or one of each group.
+    held_objects: how many objects they show, as far as is known; calibrating: rows of those that say when to abstain,
+    all of them or one of each object.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     held_images: NDArray[np.uint8]
     held_labels: NDArray[np.int64]
+    held_objects: int
     calibrating: NDArray[np.int64]
     classes: list[str]
     image_shape: tuple[int, int, int]
@@ -64,6 +66,7 @@ def gather(context: Context, spec: DistillSpec) -> Material:
         labels=labels[train],
         held_images=held_images,
         held_labels=held_labels,
+        held_objects=len(held_labels) if groups is None else len(np.unique(groups)),
         calibrating=calibrating,
         classes=row.classes,
         image_shape=reader.image_shape,

@@ -50,6 +50,7 @@ def test_of_an_object_one_held_out_image_calibrates_the_student(
     assert metrics["num_calibration"] == calibrating
     assert metrics["smallest_alpha"] == pytest.approx(1 / (1 + calibrating))
     assert metrics["calibration_groups"] == (48 if how == "groups" else None)
+    assert metrics["rates_are"] == ("held" if how == "groups" else "estimated")
     for choice in ({}, {"mc_passes": 16}):  # other passes are calibrated for anew, on what the bundle holds
         answer = httpx.post(
             f"{stack.url}/v1/models/of-{how}/predict",

@@ -180,7 +180,9 @@ def real_files() -> dict[str, bytes]:
     none: dict[Reason, NDArray[np.float32]] = {}
     abstention = calibrate_abstention(probabilities, labels, own.score(images), seed=mc.seed, student_scores=none)
     files, difference = graphs(
-        student, Material(images, labels, images, labels, np.arange(len(labels)), classes, shape, own, {}), mc.masks()
+        student,
+        Material(images, labels, images, labels, len(labels), np.arange(len(labels)), classes, shape, own, {}),
+        mc.masks(),
     )
     assert difference < 1e-4
     card = {"classes": classes, "image_shape": list(shape)}

@@ -23,6 +23,8 @@ def facts(method: str = "defensive", model: str = "signs-student") -> DistillFac
             "teacher_accuracy": {**accuracy, "share": 0.981},
             "student_accuracy": accuracy,
             "num_calibration": 390,
+            "calibration_groups": None,
+            "rates_are": "held",
             "alpha": 0.01,
             "smallest_alpha": 1 / 391,
             "abstains_for": ["perturbed", "uncertain", "unfamiliar"],
@@ -48,6 +50,18 @@ def test_the_page_tells_accuracy_calibration_and_when_it_abstains() -> None:
     assert "http://" not in report.html.replace("http://www.w3.org", "")
     assert json.loads(json.dumps(report.json))["metrics"]["student_accuracy"]["share"] == 0.9731
     assert distill_report(facts()).html == report.html
+
+
+def test_the_page_says_where_objects_calibrate_and_where_the_rate_is_an_estimate() -> None:
+    before = facts()
+    pages = {
+        (groups, standing): distill_report(
+            replace(before, metrics={**before.metrics, "calibration_groups": groups, "rates_are": standing})
+        ).html
+        for groups, standing in ((None, "held"), (520, "held"), (None, "estimated"))
+    }
+    assert [("of an object of its own" in page) for page in pages.values()] == [False, True, False]
+    assert [("only an estimate" in page) for page in pages.values()] == [False, False, True]
 
 
 def test_another_precision_is_told_with_what_it_costs() -> None:
