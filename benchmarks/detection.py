@@ -27,6 +27,7 @@ from benchmarks import (
 from benchmarks.detection_record import Measured, Record, Run
 from benchmarks.detection_setting import Setting
 from models.specs import PanelSpec
+from service.allocator import keep_pages
 
 NAME = "detection"
 
@@ -50,6 +51,7 @@ PARTS: dict[str, Part] = {
 
 
 def main() -> int:
+    keep_pages()  # as a worker does
     asked = _asked()
     record = Record.open(NAME, quick=asked.quick)
     for name in asked.only:

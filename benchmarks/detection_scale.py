@@ -28,6 +28,7 @@ from models.panel.panel import Panel
 from models.panel.purification import CrossFitted, Purified
 from models.specs import ResidualSpec, SanitiseSpec
 from models.training import Forgetful, Silent
+from service.allocator import keep_pages
 from service.datasets.shard_writing import ShardWriter
 from service.datasets.shards import Row, ShardReader
 from service.storage import LocalStorage
@@ -147,4 +148,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("count", type=int)
     asked = parser.parse_args()
+    keep_pages()  # as a worker does
     (_write if asked.step == "write" else _score)(asked.folder, asked.count)

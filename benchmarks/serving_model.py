@@ -83,7 +83,7 @@ def make_files(images: NDArray[np.uint8]) -> dict[int, dict[str, bytes]]:
         classes = [str(index) for index in range(CLASSES)]
         if not networks:
             material = Material(
-                images, labels, images, labels, len(labels), np.arange(len(labels)), classes, SHAPE, own, {}
+                images, labels, images, labels, len(labels), np.arange(len(labels)), True, classes, SHAPE, own, {}
             )
             networks, _ = graphs(student, material, mc.masks())
         abstention = calibrate_abstention(probabilities, labels, scores, seed=seed)

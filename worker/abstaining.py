@@ -54,8 +54,8 @@ def calibrate(
     check_alpha(spec.abstention.alpha, abstention.n)
     metrics = {
         "num_calibration": abstention.n,
-        "calibration_groups": None if len(rows) == len(material.held_labels) else len(rows),
-        "rates_are": "held" if len(rows) == material.held_objects else "estimated",
+        "calibration_groups": None if len(rows) == len(material.held_labels) else abstention.n,
+        "rates_are": "held" if material.vouched and len(rows) == material.held_objects else "estimated",
         "smallest_alpha": abstention.smallest_alpha,
         "alpha": spec.abstention.alpha,
         "abstains_for": list(abstention.reasons),

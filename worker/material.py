@@ -8,28 +8,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.abstention import calibrating_of
-from models.calibration import check_alpha
 from models.filtering import Filter
-from models.seeding import derive_seed
 from models.shift import Groups
 from models.specs import DistillSpec
-from models.splits import one_a_group, split_by_class
+from models.splits import split_by_class
 from service.datasets import repository as datasets
 from service.errors import UnusableDataset
 from worker.artifacts import FilterArtifacts
 from worker.context import Context
 from worker.datasets import groups_of, open_version, relabelled
 from worker.lineage import sanitise_filter
-from worker.promising import way_out
+from worker.promising import rows_that_calibrate
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What a distill job works with. The held-out images were seen by neither filter nor student.
+    """What a distill job works with. The student saw none of the held-out images, nor the filter those of a reference.
 
     held_objects: how many objects they show, as far as is known; calibrating: rows of those that say when to abstain,
-    all of them or one of each object.
+    all of them or one of each object; vouched: whether they are what production sends, and not what a filter left.
     """
 
     images: NDArray[np.uint8]
@@ -38,6 +35,7 @@ class Material:
     held_labels: NDArray[np.int64]
     held_objects: int
     calibrating: NDArray[np.int64]
+    vouched: bool
     classes: list[str]
     image_shape: tuple[int, int, int]
     detector: Filter | None
@@ -60,7 +58,7 @@ def gather(context: Context, spec: DistillSpec) -> Material:
         held_images, held_labels = reader.images(held), labels[held]
         groups = None if groups is None else groups[held]
     _refuse_missing_classes(labels[train], row.classes, inputs["dataset"])
-    calibrating = _calibrating(len(held_labels), groups, spec)
+    calibrating = rows_that_calibrate(len(held_labels), groups, spec)
     return Material(
         images=reader.images(train),
         labels=labels[train],
@@ -68,26 +66,12 @@ def gather(context: Context, spec: DistillSpec) -> Material:
         held_labels=held_labels,
         held_objects=len(held_labels) if groups is None else len(np.unique(groups)),
         calibrating=calibrating,
+        vouched="reference" in inputs or kept is None,
         classes=row.classes,
         image_shape=reader.image_shape,
         detector=kept.filter if kept else None,
         lineage={**lineage, "num_held_out": len(held_labels), "sanitised": kept is not None},
     )
-
-
-def _calibrating(held: int, groups: Groups | None, spec: DistillSpec) -> NDArray[np.int64]:
-    """Images of one group are no independent draws of what production sends, so of each one calibrates.
-
-    Raises AlphaTooSmall, with the way out, before anything is fitted.
-    """
-    alpha, rows = spec.abstention.alpha, np.arange(held)
-    if groups is None or spec.abstention.count_by == "images":
-        check_alpha(alpha, calibrating_of(held), "held-out images that calibrate")
-        return rows
-    rows = one_a_group(groups, seed=derive_seed(spec.seed, "calibrating"))
-    with way_out(None if len(rows) == held else groups, "abstention.count_by"):
-        check_alpha(alpha, calibrating_of(len(rows)), "held-out groups that calibrate")
-    return rows
 
 
 def _from_reference(

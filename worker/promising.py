@@ -8,9 +8,12 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from models.abstention import calibrating_of
 from models.calibration import AlphaTooSmall, check_alpha, check_alpha_per_class
+from models.seeding import derive_seed
 from models.shift import Groups
-from models.specs import CalibrationSpec
+from models.specs import CalibrationSpec, DistillSpec
+from models.splits import one_a_group
 from worker.scored import Scored
 
 
@@ -66,3 +69,19 @@ def counted_groups(reference: Scored, spec: CalibrationSpec) -> Groups | None:
     if spec.count_by == "images" or not reference.shares_objects:
         return None
     return reference.groups
+
+
+def rows_that_calibrate(held: int, groups: Groups | None, spec: DistillSpec) -> NDArray[np.int64]:
+    """Of so many held-out images those that say when a student abstains: all, or one of each group.
+
+    Images of one group are no independent draws of what production sends. groups: (held,), or None.
+    Raises AlphaTooSmall, with the way out: to be asked before anything is fitted.
+    """
+    alpha, rows = spec.abstention.alpha, np.arange(held)
+    if groups is None or spec.abstention.count_by == "images":
+        check_alpha(alpha, calibrating_of(held), "held-out images that calibrate")
+        return rows
+    rows = one_a_group(groups, seed=derive_seed(spec.seed, "calibrating"))
+    with way_out(None if len(rows) == held else groups, "abstention.count_by"):
+        check_alpha(alpha, calibrating_of(len(rows)), "held-out groups that calibrate")
+    return rows

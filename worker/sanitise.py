@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from sqlalchemy.orm import Session
 
-from models.specs import SanitiseSpec
+from models.specs import DistillSpec, SanitiseSpec
 from models.training import Watch
 from service.datasets import repository as datasets
 from service.datasets.shard_writing import Written
 from service.datasets.shards import ShardReader
+from service.jobs import harden
 from service.jobs.verdicts import ROWS_A_PART, Verdict, Verdicts, VerdictTable, write_parts
 from worker import scoring
 from worker.artifacts import FilterArtifacts, save_filter
@@ -23,7 +24,7 @@ from worker.fanout import worth_sharing
 from worker.fitting import Fitted, filter_phases, fit_all, uses_panel
 from worker.judging import Judgement, judge
 from worker.pooling import list_images
-from worker.promising import check_rate
+from worker.promising import check_rate, rows_that_calibrate
 from worker.reporting import write_sanitise
 from worker.score_steps import score_by_steps
 from worker.scored import Detectors, Scored
@@ -39,7 +40,7 @@ def run(context: Context) -> Outcome:
     context.progress.plan(plan_of(spec, sifted="reference" not in context.claim.inputs))
     sets = open_sets(context)
     if not sets.sifted:
-        _check_rate(sets, spec)
+        _check_rates(context, sets, spec)
     fitted = fit_all(context, sets, spec)
     judgement = _judge(context, fitted, spec)
     prefix = context.output("datasets", fitted.sets.candidate.name)
@@ -60,13 +61,22 @@ def plan_of(spec: SanitiseSpec, *, sifted: bool) -> dict[str, float]:
     return {**fits, "calibrating": 5.0, "scoring": 20.0, "writing": 5.0, "report": 5.0}
 
 
-def _check_rate(sets: Sets, spec: SanitiseSpec) -> None:
-    """Refuses, before anything is fitted, a rate that the reference cannot promise: how it is grouped is known here."""
+def _check_rates(context: Context, sets: Sets, spec: SanitiseSpec) -> None:
+    """Refuses, before anything is fitted, a rate that the reference cannot promise: how it is grouped is known here.
+
+    So is what the filter leaves of it to a student, where the next step of a harden job is to calibrate one.
+    """
     listings = list_images(sets, spec)
     groups = groups_of(sets.reference_reader)
     reference = Scored(np.empty((len(sets.trusted), 0), np.float32), listings.reference.labels, groups)
     candidates = Scored(np.empty((0, 0), np.float32), listings.candidates.labels)
     check_rate(reference, candidates, spec.calibration, sets.candidate.classes)
+    with context.database.session() as session:
+        params = harden.distill_on_what_is_left(session, context.claim.job_id)
+    if params is not None:
+        unseen = sets.trusted[listings.reference.folds[sets.trusted] == 0]
+        known = None if groups is None else groups[unseen]
+        rows_that_calibrate(len(unseen), known, DistillSpec.model_validate(params))
 
 
 def _judge(context: Context, fitted: Fitted, spec: SanitiseSpec) -> Judgement:

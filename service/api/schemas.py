@@ -107,7 +107,10 @@ class DatasetOut(BaseModel):
     classes: list[str]
     class_counts: list[int]
     image_shape: list[int]
-    num_groups: int | None = Field(description="how many objects its images show; null where not every image names one")
+    num_groups: int | None = Field(
+        description="how many objects its images show; null where not every image names one, or where the version is "
+        "of before they were counted"
+    )
     source_format: str
     parent: str | None
     job_id: str

@@ -34,6 +34,17 @@ def advance(session: Session, child: Job) -> None:
         repository.move(session, parent, JobState.CANCELLED, f"cancelled in {child.type}", finished_at=now())
 
 
+def distill_on_what_is_left(session: Session, child_id: str) -> dict[str, Any] | None:
+    """The params of the step that will calibrate on what this one's filter has not seen; None where none will."""
+    child = session.get(Job, child_id)
+    parent = session.get(Job, child.parent_id) if child is not None and child.parent_id else None
+    if parent is None or "reference" not in parent.inputs:
+        return None
+    params: dict[str, Any] = parent.params["distill"]
+    given = parent.inputs["reference"]
+    return params if parent.inputs.get("calibrate_on", given) == given else None
+
+
 def steps_of(session: Session, parent_id: str) -> list[Job]:
     return list(session.scalars(select(Job).where(Job.parent_id == parent_id).order_by(Job.created_at, Job.id)))
 

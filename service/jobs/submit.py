@@ -149,7 +149,8 @@ def _check_inputs(session: Session, request: Request, spec: Spec) -> None:
         check_trainable(dataset, reference, spec)
     if isinstance(spec, HardenSpec):
         if "calibrate_on" in others:
-            check_trainable(dataset, others["calibrate_on"], spec.distill)
+            same = inputs["calibrate_on"] == inputs.get("reference")
+            check_trainable(dataset, others["calibrate_on"], spec.distill, held_share=HALF if same else 1.0)
         else:
             check_trainable(dataset, reference, spec.distill, held_share=HALF)
 

@@ -92,16 +92,18 @@ def check_trainable(
     _refuse_lonely(dataset, "train a classifier and hold images out to check it")
     if reference is not None:
         check_matches(reference, tuple(dataset.image_shape), dataset.classes, f"data set {name}")
-    # What neither filter nor student will have seen.
     given, share = (dataset, spec.abstention.holdout_share) if reference is None else (reference, held_share)
     counted = _counted(given, spec.abstention.count_by)
-    held = int(counted.count * share)
+    held = min(counted.count, int(given.num_samples * share))  # how many groups so many images show, the worker sees
     calibrating = calibrating_of(held)
     if spec.abstention.alpha < smallest_alpha(calibrating):
+        more = f"a reference of more {counted.unit}"
+        if reference is None:
+            more = f"{more}, or hold out a larger share (abstention.holdout_share)"
         raise UnusableDataset(
-            f"Of {held} held-out {counted.unit} {calibrating} calibrate abstention: the smallest alpha they can "
-            f"promise is {smallest_alpha(calibrating):.4f}, not {spec.abstention.alpha}. Ask for that, or give a "
-            f"larger reference{counted.otherwise('abstention.count_by')}.",
+            f"Of at most {held} held-out {counted.unit} {calibrating} calibrate abstention: the smallest alpha that "
+            f"they can promise is {smallest_alpha(calibrating):.4f}, not {spec.abstention.alpha}. Ask for that, or "
+            f"give {more}{counted.otherwise('abstention.count_by')}.",
             code="alpha_too_small",
             smallest=smallest_alpha(calibrating),
         )

@@ -6,6 +6,7 @@ The threads that compute take their calls from the lanes themselves: a busy even
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import threading
@@ -64,6 +65,9 @@ NICENESS = 3
 AT_ONCE_SECONDS = 0.002
 """For as long the event loop may compute itself: waking a thread, and being woken by it, costs an idle machine more."""
 
+TOO_LONG_SECONDS, NOT_AGAIN_SECONDS = 5 * AT_ONCE_SECONDS, 10.0
+"""Where it took that long after all, as beside a fit on the same GPU, threads compute for a while."""
+
 Call = list[Span[Request]]
 """What a thread computes at once: of one group."""
 
@@ -82,6 +86,7 @@ class Batcher:
         self._halves: deque[Call] = deque()
         self._computing = 0
         self._closed = False
+        self._at_once_from = -math.inf
         self._threads = [
             threading.Thread(target=self._compute, name=f"predict-{i}", daemon=True) for i in range(workers)
         ]
@@ -114,11 +119,10 @@ class Batcher:
         Raises DeadlineExceeded, EngineClosed, and what computing raises. Cancelled, it leaves its place.
         """
         loop, present = asyncio.get_running_loop(), self._clock()
-        if alone and len(images) * group.seconds <= AT_ONCE_SECONDS and present < deadline and self._idle():
-            began = time.perf_counter()
-            judged = group.judge(images)
-            timing = Timing(0.0, time.perf_counter() - began, len(images))
-            return model.answers(group, judged, options.alpha, timing)
+        quick = len(images) * group.seconds <= AT_ONCE_SECONDS and present >= self._at_once_from
+        if alone and quick and present < deadline and self._idle():
+            judged, seconds = self._judge_at_once(group, images)
+            return model.answers(group, judged, options.alpha, Timing(0.0, seconds, len(images)))
         request = Request(model, group, images, options, tenant, deadline, loop.create_future(), present)
         with self._changed:
             if self._closed:
@@ -143,6 +147,14 @@ class Batcher:
             _tell(request, _closed())
         for thread in self._threads:
             thread.join()
+
+    def _judge_at_once(self, group: Calling, images: Images) -> tuple[Judged, float]:
+        began = time.perf_counter()
+        judged = group.judge(images)
+        seconds = time.perf_counter() - began
+        if seconds > TOO_LONG_SECONDS:
+            self._at_once_from = self._clock() + NOT_AGAIN_SECONDS
+        return judged, seconds
 
     def _idle(self) -> bool:
         with self._changed:

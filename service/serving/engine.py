@@ -199,7 +199,7 @@ class Engine:
             )
         calling = served.calling(served.how(options)) or await self._make_calling(served, options)
         until = time.monotonic() + self._settings.predict_timeout_ms / 1000 if deadline is None else deadline
-        alone = self._gate.inside <= 1
+        alone = self._gate.inside == 1
         try:
             answers = await self._batcher.answer(
                 served, calling, images, options, tenant=tenant, deadline=until, alone=alone

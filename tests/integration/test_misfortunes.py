@@ -174,7 +174,9 @@ def test_a_job_that_is_refused_memory_says_so_and_the_queue_goes_on(alone: House
     """RLIMIT_AS is lowered under a child that has kept no memory of an earlier job; another does the next one."""
     os.kill(worker_pids(alone.stack)[1], signal.SIGKILL)
     job = alone.submit()
+    deadline = time.monotonic() + 60
     while alone.client.job(job.id).state == "queued":
+        assert time.monotonic() < deadline, "no child came in the place of the one that was killed"
         time.sleep(0.01)
     child = worker_pids(alone.stack)[1]
     limit = resource.prlimit(child, resource.RLIMIT_AS)[1]

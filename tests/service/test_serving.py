@@ -181,7 +181,7 @@ def real_files() -> dict[str, bytes]:
     abstention = calibrate_abstention(probabilities, labels, own.score(images), seed=mc.seed, student_scores=none)
     files, difference = graphs(
         student,
-        Material(images, labels, images, labels, len(labels), np.arange(len(labels)), classes, shape, own, {}),
+        Material(images, labels, images, labels, len(labels), np.arange(len(labels)), True, classes, shape, own, {}),
         mc.masks(),
     )
     assert difference < 1e-4

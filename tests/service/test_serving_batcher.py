@@ -18,7 +18,7 @@ from tiny_model import bundle_files, clean_images
 
 from service.registry.bundle import load, publish
 from service.serving.answers import Answers, Options
-from service.serving.batcher import Batcher
+from service.serving.batcher import NOT_AGAIN_SECONDS, Batcher
 from service.serving.calling import Calling, Judged
 from service.serving.errors import DeadlineExceeded, EngineClosed, ModelFault
 from service.serving.lanes import Lanes
@@ -115,6 +115,28 @@ def test_who_is_alone_is_answered_on_the_event_loop_and_nobody_else(served: Serv
     np.testing.assert_array_equal(alone.p_value, queued.p_value)
     np.testing.assert_array_equal(alone.probabilities, queued.probabilities)
     assert (alone.timing.queued_s, alone.timing.batch_images) == (0.0, 2)
+
+
+def test_what_took_too_long_on_the_event_loop_is_left_to_the_threads_for_a_while(served: Served) -> None:
+    present = [1000.0]
+    batcher = Batcher(1, clock=lambda: present[0])
+    calling = slow(served, seconds=0.0)
+    images, _ = clean_images(1, seed=13)
+
+    async def ask() -> None:
+        deadline = present[0] + 1000
+        await batcher.answer(served, calling, images, Options(), tenant="a", deadline=deadline, alone=True)
+
+    async def run() -> None:
+        threading.Timer(0.05, calling.gate.set).start()
+        await ask()
+        await ask()
+        present[0] += NOT_AGAIN_SECONDS
+        await ask()
+
+    asyncio.run(run())
+    batcher.close()
+    assert [thread == threading.get_ident() for thread in calling.threads_seen] == [True, False, True]
 
 
 def test_nothing_is_computed_on_the_event_loop_while_a_thread_computes(served: Served, batcher: Batcher) -> None:

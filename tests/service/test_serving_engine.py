@@ -31,6 +31,7 @@ from service.registry.errors import BundleCorrupt
 from service.registry.repository import resolve, set_alias
 from service.serving.admission import Gate
 from service.serving.answers import Answers, Observed, Options
+from service.serving.calling import Calling
 from service.serving.engine import Engine
 from service.serving.errors import (
     BadImages,
@@ -221,6 +222,35 @@ def test_requests_at_once_get_each_its_own_answer(engine: Engine, database: Data
         assert answer.model == f"{name}@1"
         wanted = probabilities_by_hand(images).mean(axis=0)
         np.testing.assert_allclose([p.probabilities for p in answer.predictions], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("inside", "on_loop"), [(0, False), (1, True), (2, False)])
+def test_who_is_alone_in_house_is_answered_on_the_event_loop(
+    engine: Engine,
+    database: Database,
+    storage: LocalStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    inside: int,
+    on_loop: bool,
+) -> None:
+    publish_version(database, storage, "tiny")
+    threads: list[int] = []
+    judge = Calling.judge
+
+    def noted(calling: Calling, images: Any) -> Any:
+        threads.append(threading.get_ident())
+        return judge(calling, images)
+
+    async def ask() -> None:
+        await engine.model("tiny")
+        monkeypatch.setattr(Calling, "judge", noted)
+        with ExitStack() as places:
+            for _ in range(inside):
+                places.enter_context(engine.admit())
+            await engine.infer("tiny", clean_images(1, seed=0)[0])
+
+    asyncio.run(ask())
+    assert [thread == threading.get_ident() for thread in threads] == [on_loop]
 
 
 def test_a_damaged_bundle_is_refused_every_time_and_others_go_on(

@@ -74,12 +74,27 @@ def test_where_groups_count_a_rate_that_so_few_cannot_promise_is_refused_with_th
 
     error = refusal(database, "distill", {"abstention": {"alpha": 0.02}}, model="m", **grouped)
     assert (error.code, error.details["smallest"]) == ("alpha_too_small", pytest.approx(1 / 37))
-    assert "Of 48 held-out groups 36 calibrate" in error.message
+    assert "Of at most 48 held-out groups 36 calibrate" in error.message
     assert 'abstention.count_by "images"' in error.message
     images = {"abstention": {"alpha": 0.02, "count_by": "images"}}
     assert ask(database, "distill", images, model="m", **grouped)
-    harden = {"sanitise": {"false_quarantine_rate": 0.05}, "distill": {"abstention": {"alpha": 0.05}}}
-    assert "Of 24 held-out groups 18" in refusal(database, "harden", harden, model="m", **grouped).message
+
+
+def test_what_is_held_out_of_groups_is_not_guessed(database: Database, make_dataset: MakeDataset) -> None:
+    """A hundredth of the images of each of a few writers may be an image of each: only the worker sees."""
+    writers = make_dataset("writers", {"a": 400, "b": 400}, group=8)
+    assert ask(database, "distill", {"abstention": {"alpha": 0.02}}, dataset=writers, model="m")
+    error = refusal(database, "distill", {"abstention": {"alpha": 0.01}}, dataset=writers, model="m")
+    assert "Of at most 80 held-out groups 60 calibrate" in error.message
+    assert "holdout_share" in error.message
+
+
+def test_a_reference_that_also_calibrates_has_half_of_it_left(database: Database, sets: dict[str, str]) -> None:
+    """Whether it is named once or twice."""
+    params = {"sanitise": {"false_quarantine_rate": 0.05}, "distill": {"abstention": {"alpha": 0.006}}}
+    assert "Of at most 120" in refusal(database, "harden", params, model="m", **sets).message
+    twice = {**sets, "calibrate_on": sets["reference"]}
+    assert "Of at most 120" in refusal(database, "harden", params, model="m", **twice).message
 
 
 def test_a_version_whose_groups_nobody_counted_is_not_refused_for_them(

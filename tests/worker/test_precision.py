@@ -32,7 +32,7 @@ def student() -> Classifier:
 def material(student: Classifier) -> Material:
     """Its labels are what the student says in float32."""
     labels = mc_probabilities(student, IMAGES, np.ones((1, 16), np.float32))[0].argmax(axis=1)
-    return Material(IMAGES, labels, IMAGES, labels, len(labels), np.arange(len(labels)), CLASSES, SHAPE, None, {})
+    return Material(IMAGES, labels, IMAGES, labels, len(labels), np.arange(len(labels)), True, CLASSES, SHAPE, None, {})
 
 
 def spec(precision: str, loss: float) -> DistillSpec:
