@@ -60,6 +60,15 @@ class Measured:
     high: float | None = None
     unit: str = ""
 
+    def told(self) -> dict[str, Any]:
+        """What differs from the defaults: most claims have no bar, interval or unit, and there are thousands."""
+        given, usual = asdict(self), asdict(Measured("", 0.0))
+        return {name: value for name, value in given.items() if name in ("claim", "value") or value != usual[name]}
+
+    @classmethod
+    def read(cls, told: dict[str, Any]) -> Measured:
+        return cls(**{**told, "bar": Bar(**told.get("bar", {}))})
+
 
 def share(claim: str, hits: int, n: int, bar: Bar = SHOWN) -> Measured:
     low, high = wilson_interval(hits, n)
@@ -90,8 +99,10 @@ class Run:
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Run:
-        found = [Measured(**{**each, "bar": Bar(**each["bar"])}) for each in given["measured"]]
-        return cls(**{**given, "measured": tuple(found)})
+        return cls(**{**given, "measured": tuple(map(Measured.read, given["measured"]))})
+
+    def told(self) -> dict[str, Any]:
+        return {**vars(self), "measured": [each.told() for each in self.measured]}
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ class Record:
             "machine": machine(),
             "seconds": round(sum(run.seconds for run in self.runs.values()), 1),
             "rows": [asdict(each) for each in self.rows()],
-            "runs": [asdict(self.runs[key]) for key in sorted(self.runs)],
+            "runs": [self.runs[key].told() for key in sorted(self.runs)],
         }
         RESULTS.mkdir(exist_ok=True)
         whole = self.path.with_suffix(".partial")
