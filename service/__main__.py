@@ -11,11 +11,9 @@ from service.allocator import share_arenas
 from service.api import tracing
 from service.app import create_app
 from service.logs import configure_logs
-from service.server import Server
+from service.server import SWITCH_SECONDS, Connection, Server
 from service.settings import Settings
-
-SWITCH_SECONDS = 0.0005
-"""A thread that has computed waits this long for the busy event loop to let it go on, not Python's ten times that."""
+from service.siblings.connections import Dealt
 
 NOT_STARTED = 3  # as uvicorn's own command exits
 
@@ -26,7 +24,10 @@ def main() -> None:
     configure_logs(settings.log_level, part="gateway")
     app = create_app(settings)
     tracing.install(app, os.environ)
-    server = Server.of(app, settings)
+    several = settings.gateway_processes > 1
+    server = Server.of(app, settings, http=Dealt if several else Connection)
+    if several:
+        app.state.siblings.engage(settings.gateway_processes - 1, server.adopt)
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what was imported stays: to go through it again would hold up an answer by tens of milliseconds

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Protocol
 
 from fastapi import FastAPI
 
@@ -42,10 +43,19 @@ from service.limits import Buckets
 from service.logs import configure_logs
 from service.serving.engine import Engine
 from service.serving.production import Production
+from service.serving.telemetry import Seen
 from service.settings import Settings
+from service.siblings.first import Siblings
 from service.storage import open_storage
 from service.uploads.sweeping import Sweeper
 from service.webhooks.deliverer import Deliverer
+
+
+class First(Protocol):
+    """What a sibling's application needs of the process that started it."""
+
+    def watch_drift(self, seen: Seen) -> None: ...
+
 
 DESCRIPTION = """
 Winnow removes poison from image training sets, and serves the model trained on what is left.
@@ -73,22 +83,28 @@ PARTS = (
 """What has routes; of two that fit a path the first is taken."""
 
 
-def create_app(settings: Settings) -> Gateway:
-    """The gateway over an existing, migrated database."""
+def create_app(settings: Settings, *, first: First | None = None) -> Gateway:
+    """The gateway over an existing, migrated database. first: the process that this one is a sibling of."""
     database = Database.open(settings.database_url)
     storage = open_storage(settings)
     engine = Engine(database, storage, settings)
-    production = Production(engine, database, storage, settings)
+    watch_drift = None if first is None else first.watch_drift
+    production = Production(engine, database, storage, settings, watch_drift=watch_drift)
     doorbell = Doorbell(celery_app(settings), database)
     sweeper = Sweeper(database, storage, settings, doorbell)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         production.start()
-        sweeper.start()
-        async with app.state.deliverer.running():
+        if first is None:
+            sweeper.start()
+            app.state.siblings.start()
+            async with app.state.deliverer.running():
+                yield
+            await app.state.siblings.close()
+            sweeper.close()
+        else:
             yield
-        sweeper.close()
         app.state.feeds.close()
         engine.close()
         production.close()
@@ -96,6 +112,11 @@ def create_app(settings: Settings) -> Gateway:
 
     app = Gateway(title="Winnow", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     app.state.storage = storage
+    siblings = Siblings(production.drift)
+    app.state.first, app.state.siblings = first, siblings
+    if first is None:
+        text = "Processes of this gateway that answer inference."
+        production.metrics.gauge("winnow_gateway_processes", text, lambda: 1 + siblings.serving)
     _keep(app, settings, database, doorbell, engine, production)
     app.add_middleware(access.Keys)
     app.add_middleware(access.RequestIds)

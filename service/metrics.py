@@ -22,7 +22,6 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    generate_latest,
 )
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -113,10 +112,6 @@ class Metrics:
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A number that is looked up when the metrics are asked for."""
         self.registry.register(Gauges(lambda: [(name, text, (), [((), read())])]))
-
-    def render(self) -> bytes:
-        """The text exposition format, version 0.0.4."""
-        return generate_latest(self.registry)
 
 
 class ValueHistogram(Collector):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self, cast
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from starlette.responses import Response
@@ -18,9 +19,15 @@ from service.api.inference.infer import BODY_SECONDS
 from service.api.problems import problem
 from service.settings import Settings
 
+SWITCH_SECONDS = 0.0005
+"""A thread that has computed waits this long for the busy event loop to let it go on, not Python's ten times that."""
+
 GRACE_SECONDS = 5
 IDLE_SECONDS = 0.5
 MOST_HEAD_BYTES = 64 * 1024
+
+
+log = structlog.get_logger()
 
 
 class Connection(HttpToolsProtocol):
@@ -33,6 +40,9 @@ class Connection(HttpToolsProtocol):
     let in or refused here.
     """
 
+    first = b""
+    """What another process had read of it."""
+
     _in_head = _in_message = False
     _gains = 0  # of messages and pieces of bodies
     _vain_bytes = 0  # of reads in a row that gained nothing
@@ -40,6 +50,11 @@ class Connection(HttpToolsProtocol):
     _refusal: bytes | None = None  # of the request that is being read
     _patience: asyncio.TimerHandle | None = None  # with its body
     _admitted: tuple[Admitted, dict[str, Any]] | None = None  # the request under way, and the state of its scope
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self.first:
+            self.data_received(self.first)
 
     def data_received(self, data: bytes) -> None:
         gains = self._gains
@@ -150,15 +165,16 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_stop = on_stop
+        self._adopting: set[asyncio.Task[None]] = set()
 
     @classmethod
-    def of(cls, app: FastAPI, settings: Settings) -> Server:
-        """As the settings say; the feeds of `app` end when it is told to stop."""
+    def of(cls, app: FastAPI, settings: Settings, *, http: type[Connection] | None = None) -> Self:
+        """As the settings say; the feeds of `app` end, and its siblings leave, when it is told to stop."""
         config = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=Connection,
+            http=http or Connection,
             ws="none",
             loop="uvloop",
             log_config=None,
@@ -167,7 +183,34 @@ class Server(uvicorn.Server):
             forwarded_allow_ips=settings.forwarded_allow_ips or None,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        return cls(config, on_stop=app.state.feeds.close)
+
+        def stop() -> None:
+            app.state.feeds.close()
+            app.state.siblings.leave()
+
+        return cls(config, on_stop=stop)
+
+    def adopt(self, connection: socket.socket, read: bytes) -> None:
+        """Serve a connection that another process has accepted, and read this much of."""
+        task = asyncio.get_running_loop().create_task(self._adopted(connection, read))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    async def _adopted(self, connection: socket.socket, read: bytes) -> None:
+        made = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        protocol = cast("Connection", made)
+        protocol.first = read
+        connection.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection)
+        except OSError as error:  # the client has gone meanwhile
+            log.debug("a connection was gone before it was served", reason=str(error))
+            connection.close()
+            return
+        if self.should_exit:
+            protocol.shutdown()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_stop()

@@ -105,6 +105,12 @@ class Settings(BaseSettings):
     )
     webhook_timeout_seconds: float = Field(15.0, gt=0, description="how long a webhook's receiver may take")
 
+    gateway_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes that answer inference at the gateway's port; above 1 on Linux only",
+    )
     serving_threads: int = Field(2, ge=1, le=256, description="ONNX calls computed at once, each on one core")
     require_cuda: bool = Field(False, description="refuse to serve on the CPU")
     tensorrt: bool = Field(False, description="serve by TensorRT where ONNX Runtime has it; builds engines at loading")

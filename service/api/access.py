@@ -116,9 +116,20 @@ class Keys:
                 await answer(scope, receive, send)
                 return
             scope.setdefault("state", {}).update(bounds(scope["app"].state, key))
-        await self._app(scope, receive, send)
-        if scope["type"] == "http" and scope["path"].startswith(KEYS_CHANGE_UNDER):
-            known_keys(scope["app"].state).forget()
+        changes = scope["type"] == "http" and scope["path"].startswith(KEYS_CHANGE_UNDER)
+        await self._app(scope, receive, _forgetting(scope["app"].state, send) if changes else send)
+
+
+def _forgetting(everything: State, send: Send) -> Send:
+    """Before an answer says that a key has changed, no process of this gateway knows it any more."""
+
+    async def forgetful(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            known_keys(everything).forget()
+            await everything.siblings.forget_keys()
+        await send(message)
+
+    return forgetful
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -78,6 +78,7 @@ async def import_bundle(request: Request, name: str, key: MayAdminister) -> Impo
         await run_in_threadpool(storage.delete_prefix, prefix)
         raise
     engine.changed(name, tenant=key.tenant)
+    await request.app.state.siblings.changed(key.tenant, name)
     return ImportedOut(model=model, bundle=unpacked.digest, source=unpacked.source)
 
 

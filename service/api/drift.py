@@ -25,7 +25,7 @@ class BinOut(BaseModel):
 
 
 class DriftOut(BaseModel):
-    """What this process of the gateway has seen of a version."""
+    """What this gateway has seen of a version."""
 
     model: str
     alarm: bool = Field(description="stays until the watch begins anew")
@@ -45,6 +45,7 @@ def get_drift(request: Request, reference: str, key: MaySeeModels) -> DriftOut:
     state = request.app.state
     model = _version(request, reference)
     state.telemetry.flush()
+    state.siblings.look_now()
     found = state.drift.drift(key.tenant, model)
     if found is not None:
         return DriftOut(model=model, **asdict(found))
@@ -70,6 +71,7 @@ def reset_drift(request: Request, reference: str, key: MayMoveAliases) -> DriftO
     with request.state.database.transaction() as session:
         append(session, actor_of(request), Action.DRIFT_RESET, f"model {model}")
     state.telemetry.flush()
+    state.siblings.look_now()
     state.drift.reset(key.tenant, model)
     return get_drift(request, model, key)
 

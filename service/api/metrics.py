@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from starlette import types
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Send
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from service.api.access import MayOperate
 from service.api.routes import Route
 from service.serving.telemetry import Answered
+from service.siblings.looks import Together
 
 router = APIRouter(tags=["health"], route_class=Route)
 
@@ -20,12 +21,14 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 NO_ROUTE = "none"
 
 
-@router.get("/metrics", summary="Prometheus metrics of this process")
+@router.get("/metrics", summary="Prometheus metrics of this gateway")
 def metrics(request: Request, _key: MayOperate) -> Response:
     """About all tenants, so for who runs the service."""
     state = request.app.state
     state.telemetry.flush()
-    return Response(state.metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    others = [look.families for look in state.siblings.look_now()]
+    text = generate_latest(Together(state.metrics.registry, others))
+    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 class Measured:

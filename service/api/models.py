@@ -23,6 +23,7 @@ from service.registry.bundle import bundle_digest
 from service.serving.answers import Options
 from service.serving.engine import Engine, Shape
 from service.serving.inputs import InputLimits, Source, open_source
+from service.siblings.first import Siblings
 from service.tables import ModelVersion
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=Route)
@@ -125,12 +126,16 @@ async def put_alias(request: Request, name: str, alias: str, body: AliasIn, key:
     What the version's traffic was like before is forgotten: the watch for drift begins anew.
     """
     engine: Engine = request.app.state.engine
+    siblings: Siblings = request.app.state.siblings
     check_name(alias, what="model alias")
     await engine.load(ModelRef(check_name(name, what="model"), body.version), tenant=key.tenant)
+    await siblings.load(key.tenant, name, body.version)
     answer, moved = await run_in_threadpool(_move_alias, request, name, alias, body.version)
     engine.changed(name, tenant=key.tenant)
+    await siblings.changed(key.tenant, name)
     if moved:
         await run_in_threadpool(request.app.state.telemetry.flush)
+        await siblings.look()
         request.app.state.drift.reset(key.tenant, answer.model)
     return answer
 

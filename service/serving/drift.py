@@ -22,11 +22,11 @@ from service.metrics import Family
 from service.registry.bundle import load
 from service.registry.repository import resolve
 from service.serving.telemetry import Seen
+from service.serving.thinning import Thinning
 from service.storage import Storage
 from service.tenancy import TenantStorage
 
 MOST_VERSIONS = 100  # the one unused for longest is forgotten first
-IMAGES_PER_SECOND = 200  # more are thinned out: whether an image counts has nothing to do with what it is
 RECENT = 500
 
 log = structlog.get_logger()
@@ -80,26 +80,28 @@ class DriftMonitor:
     ) -> None:
         self._calibration_of = calibration_of
         self.rate = rate
-        self._clock = clock
         self._lock = threading.Lock()
         self._versions: OrderedDict[Key, Watched] = OrderedDict()
-        self._room, self._filled_at = float(IMAGES_PER_SECOND), clock()
+        self._thinning = Thinning(clock)
 
     def take(self, seen: Seen) -> None:
         """Count a request in, if its p-values are those of the calibration."""
-        if not seen.standard:
-            return
+        if seen.standard:
+            self.observe(seen.tenant, seen.answers.model, seen.answers.p_value)
+
+    def observe(self, tenant: str, model: str, p_values: NDArray[np.float64], skipped: int = 0) -> None:
+        """skipped: images that were left out before."""
         with self._lock:
-            watched = self._watched((seen.tenant, seen.answers.model))
+            watched = self._watched((tenant, model))
             if watched is None or watched.test is None:
                 return
-            chosen = self._thinned(seen.answers.p_value)
-            watched.skipped += len(seen.answers) - len(chosen)
+            chosen = self._thinning.of(p_values)
+            watched.skipped += skipped + len(p_values) - len(chosen)
             watched.test.observe(chosen)
             watched.recent.extend(chosen.tolist())
             if watched.alarmed_at is None and watched.test.alarmed[0]:
                 watched.alarmed_at = now()
-                self._tell(seen, watched.test)
+                self._tell(tenant, model, watched.test)
 
     def drift(self, tenant: str, model: str) -> Drift | None:
         """None where this process has answered nothing with it since it began, or its calibration is unreadable."""
@@ -149,20 +151,11 @@ class DriftMonitor:
             self._versions.popitem(last=False)
         return watched
 
-    def _thinned(self, p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """As many as there is room for, evenly spaced."""
-        present = self._clock()
-        self._room = min(self._room + (present - self._filled_at) * IMAGES_PER_SECOND, float(IMAGES_PER_SECOND))
-        self._filled_at = present
-        count = min(len(p_values), int(self._room))
-        self._room -= count
-        return p_values[np.arange(count) * len(p_values) // max(count, 1)]
-
-    def _tell(self, seen: Seen, test: DriftTest) -> None:
+    def _tell(self, tenant: str, model: str, test: DriftTest) -> None:
         log.warning(
             "drift alarm",
-            tenant=seen.tenant,
-            model=seen.answers.model,
+            tenant=tenant,
+            model=model,
             images=test.seen,
             rate=self.rate,
             p_value=float(test.p_value[0]),

@@ -151,6 +151,10 @@ class Engine:
         """In memory and warm at this moment; of one tenant, or of all."""
         return [served for key, served in self._loaded.items() if tenant in (None, key[0])]
 
+    def in_memory(self) -> list[tuple[str, str]]:
+        """Tenant and name@version of all that is loaded."""
+        return [(key[0], served.reference) for key, served in self._loaded.items()]
+
     def is_ready(self, reference: str | ModelRef, *, tenant: str = DEFAULT) -> bool:
         """Whether a request would be answered at once, as far as is known without looking."""
         ref = reference if isinstance(reference, ModelRef) else parse_model_ref(reference)

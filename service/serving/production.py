@@ -10,7 +10,7 @@ from service.serving.capture import Policy, Sampler
 from service.serving.drift import DriftMonitor, stored_calibrations
 from service.serving.engine import Engine
 from service.serving.statistics import Statistics
-from service.serving.telemetry import Telemetry
+from service.serving.telemetry import Take, Telemetry
 from service.settings import Settings
 from service.storage import Storage
 from service.tables import Tenant
@@ -19,14 +19,24 @@ from service.tables import Tenant
 class Production:
     """One for a process; `start` it when the engine takes requests, `close` it after the engine."""
 
-    def __init__(self, engine: Engine, database: Database, storage: Storage, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        database: Database,
+        storage: Storage,
+        settings: Settings,
+        *,
+        watch_drift: Take | None = None,
+    ) -> None:
+        """watch_drift: where another process watches for this one, and tells of the stack."""
         self.metrics = Metrics()
         self.telemetry = Telemetry(self.metrics)
         self.drift = DriftMonitor(stored_calibrations(database, storage), rate=settings.drift_alarm_rate)
         self.statistics = Statistics()
-        self.telemetry.takers += [self.drift.take, self.statistics.take]
-        self.metrics.registry.register(Gauges(StackState(database)))
-        self.metrics.registry.register(Gauges(self.drift.families))
+        self.telemetry.takers += [watch_drift or self.drift.take, self.statistics.take]
+        if watch_drift is None:
+            self.metrics.registry.register(Gauges(StackState(database)))
+            self.metrics.registry.register(Gauges(self.drift.families))
         self.metrics.registry.register(Gauges(lambda: _engine_state(engine)))
         self.sampler = Sampler(storage, Policy.of(settings), lambda: _tenants(database))
         if self.sampler.is_on:

@@ -19,8 +19,9 @@ from service.db import Database
 from service.jobs.create import add_job
 from service.metrics import MODELS_TOLD, Metrics, StackState, ValueHistogram, queues
 from service.serving.answers import Answers, Observed, Options, Timing
-from service.serving.drift import IMAGES_PER_SECOND, MOST_VERSIONS, DriftMonitor
+from service.serving.drift import MOST_VERSIONS, DriftMonitor
 from service.serving.telemetry import MOST_WAITING, Answered, Seen, Telemetry
+from service.serving.thinning import IMAGES_PER_SECOND
 from service.settings import Settings
 from tests.service.migrated import migrated
 from tests.service.one_model import app as app

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version as version_of
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -17,6 +19,9 @@ from service.registry import repository as registry
 from service.serving.engine import Engine
 from service.serving.protocol.describe import model_config, model_metadata, server_metadata
 from service.serving.protocol.errors import BadInferenceRequest
+from service.serving.statistics import Counted, Version, joined, told
+from service.siblings.first import Siblings
+from service.siblings.looks import Look
 from service.tables import ModelVersion
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=Route)
@@ -44,7 +49,9 @@ def ready(request: Request) -> Response:
 
 @router.get("/models/stats", summary="Statistics of every model that was asked")
 def all_statistics(request: Request, key: MayPredict) -> dict[str, Any]:
-    return _statistics(request, key.tenant, request.app.state.statistics.references(key.tenant))
+    found = _counted(request)
+    references = sorted(reference for tenant, reference in found if tenant == key.tenant)
+    return _statistics(found, key.tenant, references)
 
 
 @router.get("/models/{model}", summary="Metadata of a model")
@@ -59,7 +66,7 @@ def metadata(request: Request, model: str, _key: MayPredict, version: str | None
 def model_ready(request: Request, model: str, key: MayPredict, version: str | None = None) -> Response:
     """A model that is not ready is loaded when it is asked, or by `repository/models/{model}/load`."""
     row, _ = _found(request, model_of(model, version))
-    loaded = {served.reference for served in _engine(request).loaded(tenant=key.tenant)}
+    loaded = _loaded(request, _siblings(request).look_now(), key.tenant)
     return Response(status_code=200 if registry.reference_of(row) in loaded else 400)
 
 
@@ -75,14 +82,14 @@ def config(request: Request, model: str, _key: MayPredict, version: str | None =
 def statistics(request: Request, model: str, key: MayPredict, version: str | None = None) -> dict[str, Any]:
     row, versions = _found(request, model_of(model, version))
     chosen = versions if version is None else [row.version]
-    return _statistics(request, key.tenant, [str(ModelRef(row.name, number)) for number in chosen])
+    return _statistics(_counted(request), key.tenant, [str(ModelRef(row.name, number)) for number in chosen])
 
 
 @router.post("/repository/index", summary="Every version of every model, and whether it is in memory")
 async def index(request: Request, key: MayPredict) -> Response:
     """`{"ready": true}` asks for those in memory only."""
     asked = await _body(request, {"ready"})
-    loaded = {served.reference for served in _engine(request).loaded(tenant=key.tenant)}
+    loaded = _loaded(request, await _siblings(request).look(), key.tenant)
     rows = await _engine(request).off_loop(lambda: _every_version(request))
     told = [
         {"name": name, "version": str(number), "state": "READY", "reason": ""}
@@ -101,7 +108,8 @@ async def load(request: Request, model: str, key: MayAdminister) -> Response:
         raise BadInferenceRequest(
             "A model is loaded as it was published; load takes no parameters.", code="unknown_parameter"
         )
-    await _engine(request).load(model_of(model, None), tenant=key.tenant)
+    served = await _engine(request).load(model_of(model, None), tenant=key.tenant)
+    await _siblings(request).load(key.tenant, served.name, served.version)
     return JSONResponse({})
 
 
@@ -111,6 +119,7 @@ async def unload(request: Request, model: str, key: MayAdminister) -> Response:
     await _body(request, {"parameters"})
     row, _ = await _engine(request).off_loop(lambda: _found(request, model_of(model, None)))
     await _engine(request).unload(row.name, tenant=key.tenant)
+    await _siblings(request).unload(key.tenant, row.name)
     return JSONResponse({})
 
 
@@ -132,10 +141,26 @@ def _every_version(request: Request) -> list[tuple[str, int]]:
     return [(model.name, number) for model in models for number in model.versions]
 
 
-def _statistics(request: Request, tenant: str, references: list[str]) -> dict[str, Any]:
+def _counted(request: Request) -> dict[Version, Counted]:
+    """By all processes of this gateway."""
     state = request.app.state
     state.telemetry.flush()
-    return {"model_stats": [state.statistics.of(tenant, reference) for reference in references]}
+    return joined([state.statistics.counted(), *(look.counted for look in state.siblings.look_now())])
+
+
+def _statistics(found: Mapping[Version, Counted], tenant: str, references: list[str]) -> dict[str, Any]:
+    return {"model_stats": [told(reference, found.get((tenant, reference), Counted())) for reference in references]}
+
+
+def _loaded(request: Request, looks: list[Look], tenant: str) -> set[str]:
+    """In the memory of any process of this gateway."""
+    versions = chain(_engine(request).in_memory(), *(look.loaded for look in looks))
+    return {reference for owner, reference in versions if owner == tenant}
+
+
+def _siblings(request: Request) -> Siblings:
+    siblings: Siblings = request.app.state.siblings
+    return siblings
 
 
 async def _body(request: Request, fields: set[str]) -> dict[str, Any]:
