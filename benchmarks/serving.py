@@ -22,7 +22,7 @@ from benchmarks.serving_bare import bare_throughput
 from benchmarks.serving_client import Blocking, closed_loop, cpu_seconds, open_loop, resident_bytes
 from benchmarks.serving_environments import default_cache
 from benchmarks.serving_floor import empty_server
-from benchmarks.serving_gateway import gateway, infer_request
+from benchmarks.serving_gateway import gateway, infer_request, shared_out
 from benchmarks.serving_model import Home, make_home
 from benchmarks.serving_peers import Plan, compare
 from benchmarks.serving_session import open_session
@@ -167,7 +167,7 @@ def idle(pid: int, seconds: float) -> list[ClaimRow]:
 def measure(home: Home, *, quick: bool, cores: int) -> list[ClaimRow]:
     seconds = 3.0 if quick else 15.0
     rows = guarantee(home, 160 if quick else 800)
-    with gateway(home, serving_threads=str(cores)) as (port, process):
+    with gateway(home, **shared_out(cores)) as (port, process):
         rows += latency(home, port, 300 if quick else 3000)
         rows += identity(home, port)
         found, peak = throughput(home, port, seconds, cores)
@@ -197,7 +197,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder with gtsrb.npz; noise without it")
     parser.add_argument("--quick", action="store_true", help="shorter, and writes no file")
-    parser.add_argument("--cores", type=int, default=2, help="ONNX calls at once, and threads of the bare session")
+    parser.add_argument(
+        "--cores", type=int, default=2, help="processes of the gateway, and threads of the bare session"
+    )
     parser.add_argument(
         "--peers", action=argparse.BooleanOptionalAction, help="MLServer, LitServe, BentoML; not if quick"
     )

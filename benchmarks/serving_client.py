@@ -179,10 +179,18 @@ async def open_loop(port: int, requests: list[bytes], *, per_second: float, seco
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+    """User and system time of a process and its children."""
+    seconds = 0.0
+    for each in family(pid):
+        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        seconds += (int(fields[11]) + int(fields[12])) / 100
+    return seconds
 
 
 def resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+    """Of a process and its children."""
+    return sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) * 4096 for each in family(pid))
+
+
+def family(pid: int) -> list[int]:
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]

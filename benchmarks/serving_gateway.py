@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+
 from benchmarks.serving_client import Blocking, triton_request
 from benchmarks.serving_model import NAME, SHAPE, Home
 
@@ -27,6 +29,11 @@ def infer_request(home: Home, row: int, *, reference: str = NAME, count: int = 1
     pixels = home.images[row : row + count].tobytes()
     headers = {"Authorization": f"Bearer {home.key}"}
     return triton_request(f"/v2/models/{reference}/infer", pixels, [count, *SHAPE], headers)
+
+
+def shared_out(cores: int) -> dict[str, str]:
+    """A process for each core, one call at a time in each."""
+    return {"gateway_processes": str(cores), "serving_threads": "1"}
 
 
 @contextmanager
@@ -45,14 +52,14 @@ def gateway(home: Home, **settings: str) -> Iterator[tuple[int, subprocess.Popen
     with (Path(home.settings.home) / "gateway.log").open("ab") as log:
         process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log)
     try:
-        _wait_until_warm(home, port, process)
+        _wait_until_warm(home, port, process, settings.get("gateway_processes", "1"))
         yield port, process
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
 
 
-def _wait_until_warm(home: Home, port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_warm(home: Home, port: int, process: subprocess.Popen[bytes], wanted: str) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until:
         if process.poll() is not None:
@@ -65,6 +72,17 @@ def _wait_until_warm(home: Home, port: int, process: subprocess.Popen[bytes]) ->
             time.sleep(0.1)
             continue
         if status == 200:
+            _wait_for_all(home, port, int(wanted), until)
             return
         raise RuntimeError(f"the gateway answers {status}: {body[:300]!r}")
     raise TimeoutError("the gateway did not come up")
+
+
+def _wait_for_all(home: Home, port: int, processes: int, until: float) -> None:
+    """All of them there, and warm."""
+    headers, url = {"Authorization": f"Bearer {home.key}"}, f"http://127.0.0.1:{port}"
+    while f"winnow_gateway_processes {processes}.0" not in httpx.get(f"{url}/metrics", headers=headers).text:
+        if time.monotonic() > until:
+            raise TimeoutError(f"the gateway did not come up with {processes} processes")
+        time.sleep(0.1)
+    httpx.post(f"{url}/v2/repository/models/{NAME}/load", headers=headers, timeout=60).raise_for_status()

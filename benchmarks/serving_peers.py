@@ -18,7 +18,7 @@ from benchmarks.harness import ClaimRow, quantile_bounds, row
 from benchmarks.serving_bare import bare_throughput
 from benchmarks.serving_client import connect
 from benchmarks.serving_environments import Environment, PeerFailed, environment
-from benchmarks.serving_gateway import gateway, infer_request
+from benchmarks.serving_gateway import gateway, infer_request, shared_out
 from benchmarks.serving_model import CLASSES, Home
 from benchmarks.serving_peer import PEERS, REQUESTS, Peer, Setting, running
 from benchmarks.serving_session import open_session
@@ -76,7 +76,7 @@ def compare(home: Home, plan: Plan) -> tuple[list[ClaimRow], dict[str, Any]]:
             ready[peer] = made
     for _ in range(plan.rounds):
         _note(found, BARE, bare_throughput(home, threads=plan.cores, seconds=plan.seconds / 6))
-        with gateway(home, serving_threads=str(plan.cores)) as (port, _process):
+        with gateway(home, **shared_out(plan.cores)) as (port, _process):
             _note(found, WINNOW, _rate(_winnow(home, port), wanted, plan.seconds))
         for peer in [each for each in ready if each.package not in found.absent]:
             try:

@@ -208,9 +208,13 @@ class Server(uvicorn.Server):
         except OSError as error:  # the client has gone meanwhile
             log.debug("a connection was gone before it was served", reason=str(error))
             connection.close()
+            self.lost()
             return
         if self.should_exit:
             protocol.shutdown()
+
+    def lost(self) -> None:
+        """A connection that was handed over could not be served."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_stop()

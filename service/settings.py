@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -135,6 +136,13 @@ class Settings(BaseSettings):
     capture_per_minute: int = Field(60, ge=1, description="images captured in a minute by one gateway, at most")
     capture_bytes: int = Field(256 * MIB, gt=0, description="captured images of a tenant, at most; the oldest go first")
     capture_days: float = Field(30.0, gt=0, description="for how long a captured image is kept, at most")
+
+    @field_validator("gateway_processes")
+    @classmethod
+    def _several_need_linux(cls, count: int) -> int:
+        if count > 1 and sys.platform != "linux":
+            raise ValueError("several processes at one port need Linux: take 1, and several gateways behind a proxy")
+        return count
 
     @classmethod
     def from_env(cls) -> Self:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 
@@ -37,6 +38,8 @@ from service.siblings.channel import Channel
 from service.siblings.connections import Adopted
 from service.siblings.door import hand_over, take_over
 from service.siblings.looks import Look, families_of
+
+log = structlog.get_logger()
 
 TOGETHER_SECONDS = 0.1
 """What is seen within this is told together."""
@@ -99,7 +102,8 @@ class First:
         try:
             taken = take_over(self._door)
         except OSError as error:
-            logging.getLogger(__name__).error("a connection is lost: %s", error)
+            log.error("a connection is lost", reason=str(error))
+            self.end()
             return
         if taken is not None:
             server.adopt(*taken)
@@ -157,6 +161,9 @@ class Sibling(Server):
 
     def leave(self) -> None:
         self.should_exit = True
+
+    def lost(self) -> None:
+        self.first.end()
 
 
 def main(number: str, channel: str, door: str) -> None:

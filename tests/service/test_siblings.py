@@ -347,3 +347,10 @@ def test_no_answer_in_time_is_a_failure() -> None:
             await asked.ask("slow", within_seconds=0.05)
 
     over_a_channel(scene)
+
+
+def test_several_processes_are_refused_where_connections_cannot_be_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert Settings(gateway_processes=1).gateway_processes == 1
+    with pytest.raises(ValueError, match="need Linux"):
+        Settings(gateway_processes=2)
