@@ -98,7 +98,6 @@ def create_app(settings: Settings, *, first: First | None = None) -> Gateway:
         production.start()
         if first is None:
             sweeper.start()
-            app.state.siblings.start()
             async with app.state.deliverer.running():
                 yield
             await app.state.siblings.close()

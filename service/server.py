@@ -55,6 +55,12 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         if self.first:
             self.data_received(self.first)
+            self.loop.call_soon(self._pause_again)
+
+    def _pause_again(self) -> None:
+        """Where what had been read was enough for now: uvloop begins to read only after this connection was made."""
+        if self.flow.read_paused and not self.transport.is_closing():
+            self.transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
         gains = self._gains
@@ -64,7 +70,11 @@ class Connection(HttpToolsProtocol):
             self.send_400_response(f"The request line and headers are over {MOST_HEAD_BYTES} bytes.")
 
     def send_400_response(self, msg: str) -> None:
-        self.transport.write(_as_http(problem(400, "bad_request", msg, headers={"connection": "close"})))
+        self.refuse(problem(400, "bad_request", msg, headers={"connection": "close"}))
+
+    def refuse(self, answer: Response) -> None:
+        """The last word on this connection."""
+        self.transport.write(_as_http(answer))
         self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -162,9 +172,11 @@ class Server(uvicorn.Server):
     """It waits for open connections at its end. on_stop, called on the event loop as soon as the server has been told
     to stop, ends what streams before that."""
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_stop: Callable[[], None], on_start: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(config)
-        self._on_stop = on_stop
+        self._on_stop, self._on_start = on_stop, on_start
         self._adopting: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -188,7 +200,12 @@ class Server(uvicorn.Server):
             app.state.feeds.close()
             app.state.siblings.leave()
 
-        return cls(config, on_stop=stop)
+        return cls(config, on_stop=stop, on_start=app.state.siblings.start)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._on_start is not None:
+            self._on_start()
 
     def adopt(self, connection: socket.socket, read: bytes) -> None:
         """Serve a connection that another process has accepted, and read this much of."""

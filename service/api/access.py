@@ -46,6 +46,7 @@ ADMITTED = "admitted"
 """In a scope's state, until the application takes it."""
 INFERENCE = ("/infer", "/predict")
 KEYS_CHANGE_UNDER = ("/v1/keys", "/v1/tenants")
+READS = ("GET", "HEAD", "OPTIONS")
 USABLE_ID = re.compile(r"[\w.-]{1,64}")
 IDS = random.Random()  # noqa: S311 - they name requests and guard nothing; the system's randomness takes a call
 BEARER = HTTPBearer(auto_error=False, description="An API key: `wk_…`.")
@@ -116,7 +117,9 @@ class Keys:
                 await answer(scope, receive, send)
                 return
             scope.setdefault("state", {}).update(bounds(scope["app"].state, key))
-        changes = scope["type"] == "http" and scope["path"].startswith(KEYS_CHANGE_UNDER)
+        changes = (
+            scope["type"] == "http" and scope["method"] not in READS and scope["path"].startswith(KEYS_CHANGE_UNDER)
+        )
         await self._app(scope, receive, _forgetting(scope["app"].state, send) if changes else send)
 
 

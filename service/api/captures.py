@@ -21,6 +21,7 @@ from service.audit import Action, append
 from service.errors import NotFound
 from service.references import check_name
 from service.serving.capture import Captures, checked_segment, version_of
+from service.siblings.first import Siblings
 
 router = APIRouter(prefix="/v1/models", tags=["review"], route_class=Route)
 
@@ -94,7 +95,9 @@ def clear_captures(request: Request, name: str, _key: MayReview) -> Response:
 def _captures(request: Request, name: str) -> Captures:
     """With what was chosen until now written."""
     check_name(name, what="model")
+    siblings: Siblings = request.app.state.siblings
     request.app.state.sampler.flush()
+    siblings.now(siblings.flush_captures)
     return Captures(request.state.storage)
 
 

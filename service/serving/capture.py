@@ -61,7 +61,8 @@ class Policy:
     @classmethod
     def of(cls, settings: Settings) -> Policy:
         days = settings.capture_days
-        return cls(settings.capture_share, settings.capture_per_minute, settings.capture_bytes, days * DAY_S)
+        per_minute = max(1, settings.capture_per_minute // settings.gateway_processes)  # each has a sampler of its own
+        return cls(settings.capture_share, per_minute, settings.capture_bytes, days * DAY_S)
 
 
 class Captures:

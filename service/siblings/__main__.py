@@ -9,11 +9,13 @@ import asyncio
 import gc
 import logging
 import os
+import pickle
 import signal
 import socket
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -72,8 +74,11 @@ class First:
 
     def end(self) -> None:
         """A connection is gone."""
+        self.tell("gone")
+
+    def tell(self, what: str) -> None:
         if self._channel is not None:
-            self._channel.tell("gone")
+            self._channel.tell(what)
 
     def watch_drift(self, seen: Seen) -> None:
         """A taker of the telemetry, in its thread: the first process watches for all."""
@@ -101,12 +106,14 @@ class First:
     def _dealt(self, server: Sibling) -> None:
         try:
             taken = take_over(self._door)
+        except ConnectionError:
+            asyncio.get_running_loop().remove_reader(self._door)
         except OSError as error:
             log.error("a connection is lost", reason=str(error))
             self.end()
-            return
-        if taken is not None:
-            server.adopt(*taken)
+        else:
+            if taken is not None:
+                server.adopt(*taken)
 
 
 class Answering:
@@ -114,19 +121,32 @@ class Answering:
 
     def __init__(self, app: Gateway, server: Sibling) -> None:
         self._state, self._server = app.state, server
+        self._looking = ThreadPoolExecutor(1, thread_name_prefix="look")
 
     def handlers(self) -> dict[str, Any]:
-        asked = (self.start, self.look, self.load, self.unload, self.changed, self.forget_keys, self.leave)
-        return {handler.__name__: handler for handler in asked}
+        asked = (self.well, self.look, self.loaded, self.load, self.unload, self.changed, self.forget_keys)
+        return {handler.__name__: handler for handler in (*asked, self.flush_captures, self.leave)}
 
-    async def start(self) -> None:
-        """Answered once it serves."""
+    async def well(self) -> None:
+        """Answered by an event loop that goes round."""
 
-    async def look(self) -> Look:
+    async def look(self) -> bytes:
+        """A Look, packed: that takes long where there are many models, and a thread of its own."""
+        found = await asyncio.get_running_loop().run_in_executor(self._looking, self._looked)
+        self._state.first.tell_drift()
+        return found
+
+    def _looked(self) -> bytes:
         state = self._state
-        await run_in_threadpool(state.telemetry.flush)
-        state.first.tell_drift()
-        return Look(families_of(state.metrics.registry), state.statistics.counted(), state.engine.in_memory())
+        state.telemetry.flush()
+        return pickle.dumps(Look(families_of(state.metrics.registry), state.statistics.counted()))
+
+    async def loaded(self) -> list[Version]:
+        found: list[Version] = self._state.engine.in_memory()
+        return found
+
+    async def flush_captures(self) -> None:
+        await run_in_threadpool(self._state.sampler.flush)
 
     async def load(self, tenant: str, name: str, version: int) -> None:
         await self._state.engine.load(ModelRef(name, version), tenant=tenant)
@@ -153,6 +173,10 @@ class Sibling(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         await self.first.meet(self.app, self)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.first.tell("leaving")
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A terminal's Ctrl-C comes to all processes: the first one says when to leave."""

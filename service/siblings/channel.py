@@ -12,7 +12,6 @@ from typing import Any, Self
 import structlog
 
 LENGTH_BYTES = 8
-PATIENCE_SECONDS = 30.0
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -53,7 +52,7 @@ class Channel:
         finally:
             self.close()
 
-    async def ask(self, what: str, *given: Any, within_seconds: float = PATIENCE_SECONDS) -> Any:
+    async def ask(self, what: str, *given: Any, within_seconds: float = 10.0) -> Any:
         """What the handler of that name returns there. Raises ChannelFailed."""
         number = next(self._numbers)
         answer = self._asked[number] = asyncio.get_running_loop().create_future()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
+from service.api.inference.express import misdirected
 from service.server import Connection
 
 INFERENCE = (b"/infer", b"/predict")
@@ -13,14 +14,15 @@ def asks_for_inference(read: bytes) -> bool:
     """Whether a request that begins so is for inference, as far as its first line says it."""
     line, end, _ = read.partition(b"\r\n")
     method, _, rest = line.partition(b" ")
-    return bool(end) and method == b"POST" and rest.partition(b" ")[0].partition(b"?")[0].endswith(INFERENCE)
+    path = rest.partition(b" ")[0].partition(b"?")[0]
+    return bool(end) and method == b"POST" and path.endswith(INFERENCE) and b"#" not in path
 
 
 class Dealer(Protocol):
     """Who gets a connection."""
 
-    def deal(self, connection: int, read: bytes) -> bool:
-        """Whether another process has it now."""
+    def deal(self, connection: int, read: bytes, *, mine: bool) -> bool:
+        """Whether another process has it now. mine: it was dealt to this one before."""
         ...
 
     def end(self) -> None:
@@ -51,11 +53,12 @@ class Dealt(Shared):
     _own = False
 
     def data_received(self, data: bytes) -> None:
-        if not self._own and self.at_rest() and asks_for_inference(data):
-            if self._dealer().deal(self.descriptor(), data):
+        if self.at_rest() and asks_for_inference(data):
+            dealt = self._dealer().deal(self.descriptor(), data, mine=self._own)
+            self._own = not dealt
+            if dealt:
                 self.let_go()
                 return
-            self._own = True
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -72,11 +75,11 @@ class Adopted(Shared):
     """In a sibling, which knows nothing but inference."""
 
     def data_received(self, data: bytes) -> None:
-        if self.at_rest() and not asks_for_inference(data):
+        if self.at_rest() and not self._leaving and not asks_for_inference(data):
             if self.config.app.state.first.give_back(self.descriptor(), data):  # type: ignore[union-attr]
                 self.let_go()
             else:
-                self.transport.close()
+                self.refuse(misdirected())
             return
         super().data_received(data)
 

@@ -7,6 +7,7 @@ import os
 import socket
 
 FDS = 2
+ROOM = socket.CMSG_LEN(FDS * array.array("i").itemsize)
 NOTE = b"connection"
 
 
@@ -20,26 +21,30 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def hand_over(door: socket.socket, connection: int, read: bytes) -> bool:
     """The descriptor of a connection, and the bytes that came over it. False where the other side takes no more."""
-    aside = os.memfd_create("winnow-read")
     try:
-        _write_all(aside, read)
-        descriptors = array.array("i", (connection, aside))
-        door.sendmsg([NOTE], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
-    except (BlockingIOError, ConnectionError):
+        with os.fdopen(os.memfd_create("winnow-read"), "wb") as aside:
+            aside.write(read)
+            aside.flush()
+            descriptors = array.array("i", (connection, aside.fileno()))
+            door.sendmsg([NOTE], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+    except OSError:  # it has ended, or is behind; or descriptors have run out: who has the connection keeps it
         return False
-    finally:
-        os.close(aside)
     return True
 
 
 def take_over(door: socket.socket) -> tuple[socket.socket, bytes] | None:
-    """None where nothing is there, or nobody will send any more. Raises OSError where descriptors have run out."""
+    """None where nothing is there. Raises ConnectionError where nothing will come any more, and OSError where a
+    connection was lost for want of descriptors.
+    """
     try:
-        note, descriptors, _, _ = socket.recv_fds(door, len(NOTE), FDS)
-    except (BlockingIOError, ConnectionError):
+        note, carried, _, _ = door.recvmsg(len(NOTE), ROOM, socket.MSG_CMSG_CLOEXEC)  # recv_fds drops flags
+    except BlockingIOError:
         return None
     if not note:
-        return None
+        raise ConnectionResetError("the other process has ended")
+    descriptors = array.array("i")
+    for _, _, data in carried:
+        descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     if len(descriptors) < FDS:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -49,9 +54,3 @@ def take_over(door: socket.socket) -> tuple[socket.socket, bytes] | None:
         file.seek(0)
         read = file.read()
     return socket.socket(fileno=connection), read
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

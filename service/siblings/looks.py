@@ -9,19 +9,25 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.samples import Sample
 
-from service.serving.statistics import Counted, Version
+from service.serving.statistics import Counted, Version, joined
 
 OURS = "winnow_"
 CREATED = "_created"
+GAUGE = "gauge"
 
 
 @dataclass(frozen=True)
 class Look:
-    """Of one sibling. loaded: the versions in its memory."""
+    """Of one sibling, or of several."""
 
     families: list[Metric]
     counted: dict[Version, Counted]
-    loaded: list[Version]
+
+
+def added(past: Look, last: Look) -> Look:
+    """What is left of one that has ended: what it counted, and nothing of what it held."""
+    families = [family for family in last.families if family.type != GAUGE]
+    return Look(list(_together([past.families, families])), joined([past.counted, last.counted]))
 
 
 def families_of(registry: CollectorRegistry) -> list[Metric]:
@@ -30,17 +36,21 @@ def families_of(registry: CollectorRegistry) -> list[Metric]:
 
 
 class Together:
-    """A registry and the families of siblings, as one; a moment of creation is the first one's."""
+    """A registry and the families of siblings, as one; a moment of creation is the earliest."""
 
     def __init__(self, own: CollectorRegistry, others: Sequence[Iterable[Metric]]) -> None:
         self._own, self._others = own, others
 
     def collect(self) -> Iterable[Metric]:
-        families = {family.name: family for family in self._own.collect()}
-        for family in (family for others in self._others for family in others):
-            known = families.get(family.name)
-            families[family.name] = family if known is None else _sum(known, family)
-        return families.values()
+        return _together([self._own.collect(), *self._others])
+
+
+def _together(parts: Sequence[Iterable[Metric]]) -> Iterable[Metric]:
+    families: dict[str, Metric] = {}
+    for family in (family for part in parts for family in part):
+        known = families.get(family.name)
+        families[family.name] = family if known is None else _sum(known, family)
+    return families.values()
 
 
 def _sum(family: Metric, other: Metric) -> Metric:

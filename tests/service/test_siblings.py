@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import io
+import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +24,19 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_model import clean_images, npz_of, publish_version
 
 from service.auth import ensure_admin_key
 from service.db import Database
+from service.serving.statistics import Counted
 from service.settings import Settings
 from service.siblings.channel import Channel, ChannelFailed
 from service.siblings.connections import asks_for_inference
 from service.siblings.door import hand_over, pair, take_over
+from service.siblings.first import PING_SECONDS, SOON_SECONDS
+from service.siblings.looks import Look, Together, added, families_of
 from service.storage import open_storage
 from tests.service.live import NO_AUTHORITIES
 from tests.service.migrated import migrated
@@ -64,7 +71,7 @@ class Stack:
 
 
 @contextmanager
-def gateway(home: Path) -> Iterator[Stack]:
+def gateway(home: Path, *, wait: bool = True) -> Iterator[Stack]:
     settings = migrated(Settings(home=home).resolved())
     database, storage = Database.open(settings.database_url), open_storage(settings)
     for _ in range(2):
@@ -79,7 +86,8 @@ def gateway(home: Path) -> Iterator[Stack]:
     try:
         found = until(lambda: re.search(r"running on (http://[\d.:]+)", log.read_text()), log)
         stack = Stack(found[1], key, process, log)
-        until(lambda: stack.sample("winnow_gateway_processes") == PROCESSES, log)
+        if wait:
+            until(lambda: stack.sample("winnow_gateway_processes") == PROCESSES, log)
         yield stack
     finally:
         process.send_signal(signal.SIGTERM)
@@ -121,6 +129,8 @@ def predicted(client: httpx.Client, reference: str = "signs") -> dict[str, Any]:
 def test_all_processes_answer_and_what_they_counted_is_told_as_one(stack: Stack, clients: list[httpx.Client]) -> None:
     images, before = "winnow_inference_images_total", stack.sample("winnow_inference_images_total")
     drift = clients[0].get("/v1/models/signs@1/drift").json()
+    processes = (stack.process.pid, *stack.siblings())
+    at_work = [cpu_ticks(pid) for pid in processes]
     answers = [predicted(client, "signs@1")["predictions"] for client in clients for _ in range(3)]
     assert all(answer == answers[0] for answer in answers)
     assert stack.sample(images) - before == 4 * 3 * CLIENTS
@@ -130,8 +140,10 @@ def test_all_processes_answer_and_what_they_counted_is_told_as_one(stack: Stack,
     watched = clients[0].get("/v1/models/signs@1/drift").json()
     counted = watched["images"] + watched["skipped"] - drift["images"] - drift["skipped"]
     assert counted == 4 * 3 * CLIENTS
-    shares = [cpu_ticks(pid) for pid in (stack.process.pid, *stack.siblings())]
-    assert len(shares) == PROCESSES and all(shares)
+    for client in clients:
+        for _ in range(30):
+            predicted(client, "signs@1")
+    assert all(cpu_ticks(pid) > before for pid, before in zip(processes, at_work, strict=True))
 
 
 def cpu_ticks(pid: int) -> int:
@@ -139,10 +151,14 @@ def cpu_ticks(pid: int) -> int:
 
 
 def test_connections_are_dealt_evenly(stack: Stack, clients: list[httpx.Client]) -> None:
-    port = int(stack.url.rpartition(":")[2])
-    held = [connections_of(pid, port) for pid in (stack.process.pid, *stack.siblings())]
+    held = held_by(stack)
     assert sum(held) >= CLIENTS
     assert max(held) - min(held) <= 1, held
+
+
+def held_by(stack: Stack) -> list[int]:
+    port = int(stack.url.rpartition(":")[2])
+    return [connections_of(pid, port) for pid in (stack.process.pid, *stack.siblings())]
 
 
 def connections_of(pid: int, port: int) -> int:
@@ -204,15 +220,90 @@ def test_a_key_that_is_revoked_ends_everywhere(stack: Stack, clients: list[httpx
 
 def test_a_sibling_that_is_killed_is_started_anew(stack: Stack) -> None:
     killed = stack.siblings()[0]
+    counted = stack.sample("winnow_inference_images_total")
+    assert counted > 0
     os.kill(killed, signal.SIGKILL)
     until(lambda: stack.sample("winnow_gateway_processes") == PROCESSES - 1, stack.log)
     with stack.client() as client:
         predicted(client)
+    assert stack.sample("winnow_inference_images_total") == counted + 4, "what it counted is not forgotten"
     until(lambda: stack.sample("winnow_gateway_processes") == PROCESSES, stack.log)
     assert killed not in stack.siblings()
     with stack.client() as client:
         predicted(client)
     assert '"a sibling ended, and is started anew"' in stack.log.read_text()
+
+
+def test_connections_from_before_the_siblings_were_there_are_dealt_out_in_the_end(tmp_path: Path) -> None:
+    with gateway(tmp_path, wait=False) as stack, ExitStack() as open_clients:
+        clients = [open_clients.enter_context(stack.client()) for _ in range(CLIENTS)]
+        for client in clients:
+            predicted(client)
+        while stack.sample("winnow_gateway_processes") < PROCESSES:
+            for client in clients:
+                predicted(client)
+        for client in clients:
+            predicted(client)
+        held = held_by(stack)
+    assert sum(held) >= CLIENTS and max(held) - min(held) <= 2, held
+
+
+def test_a_sibling_that_hangs_gets_no_connections_and_holds_nobody_up(stack: Stack) -> None:
+    hung = stack.siblings()[0]
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        time.sleep(PING_SECONDS + SOON_SECONDS + 1)
+        for _ in range(2 * PROCESSES):
+            with stack.client() as client:
+                predicted(client)
+        with stack.client() as client:
+            began = time.monotonic()
+            assert client.put("/v1/keys/none", json={}).status_code in (404, 405)
+            assert client.get("/metrics").status_code == 200
+            assert time.monotonic() - began < 3 * SOON_SECONDS
+    finally:
+        os.kill(hung, signal.SIGCONT)
+
+
+def test_what_comes_behind_a_request_that_was_refused_unread_is_sent_to_another_connection(stack: Stack) -> None:
+    """The sibling has not seen the end of the first request, so it cannot give the connection back."""
+    host, port = stack.url.removeprefix("http://").split(":")
+    body = b"x" * (2 * 1024 * 1024)
+    head = b"POST /v1/models/signs/predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer none\r\n"
+    asked = f"GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {stack.key}\r\n\r\n".encode()
+    told = []
+    for _ in range(PROCESSES):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body))
+            assert answered(connection)[0] == 401
+            connection.sendall(body + asked)
+            told.append(answered(connection))
+    assert {status for status, _, _ in told} <= {200, 503}
+    refused = [answer for answer in told if answer[0] == 503]
+    assert refused, "one of them was dealt to a sibling"
+    assert all(closes and json.loads(content)["code"] == "misdirected" for _, closes, content in refused)
+
+
+def answered(connection: socket.socket) -> tuple[int, bool, bytes]:
+    """Status, whether the connection ends with it, and content of the next answer."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    return answer.status, answer.will_close, answer.read()
+
+
+def test_a_sum_never_falls_and_holds_no_gauge_of_who_has_ended() -> None:
+    registry = CollectorRegistry()
+    counter = Counter("winnow_things", "Things.", ("kind",), registry=registry)
+    counter.labels("a").inc(2)
+    gauge = Gauge("winnow_now", "Now.", registry=registry)
+    gauge.set(5)
+    version = ("default", "signs@1")
+    look = Look(families_of(registry), {version: Counted(requests=1, images=4)})
+    past = added(added(Look([], {}), look), look)
+    assert past.counted[version] == Counted(requests=2, images=8)
+    text = generate_latest(Together(registry, [past.families])).decode()
+    assert 'winnow_things_total{kind="a"} 6.0' in text
+    assert "winnow_now 5.0" in text
 
 
 def test_no_request_is_lost_at_the_end_and_nothing_is_left(tmp_path: Path) -> None:
@@ -261,6 +352,7 @@ def alive(processes: list[int]) -> list[int]:
         (b"POST /v2/repository/models/infer/load HTTP/1.1\r\n", False),
         (b"POST /v1/datasets?name=/infer HTTP/1.1\r\n", False),
         (b"POST /v2/models/signs/inf", False),
+        (b"POST /v1/keys#/infer HTTP/1.1\r\n", False),
         (b"", False),
     ],
 )
@@ -273,7 +365,7 @@ def test_a_connection_goes_over_with_all_that_was_read_of_it(size: int) -> None:
     (ours, theirs), (client, server) = pair(), socket.socketpair()
     read = np.random.default_rng(0).bytes(size)
     with ours, theirs, client:
-        assert take_over(theirs) is None
+        assert take_over(theirs) is None, "nothing there"
         with server:
             assert hand_over(ours, server.fileno(), read)
         taken = take_over(theirs)
@@ -281,6 +373,10 @@ def test_a_connection_goes_over_with_all_that_was_read_of_it(size: int) -> None:
         with taken[0] as connection:
             client.sendall(b"still here")
             assert connection.recv(100) == b"still here"
+            assert not connection.get_inheritable(), "a process that is started later would keep it open"
+        ours.close()
+        with pytest.raises(ConnectionError):
+            take_over(theirs)
 
 
 def test_a_process_that_takes_no_more_connections_leaves_them_to_who_has_them() -> None:
@@ -291,6 +387,12 @@ def test_a_process_that_takes_no_more_connections_leaves_them_to_who_has_them() 
             while hand_over(ours, server.fileno(), b"x") and handed < 10_000:
                 handed += 1
             assert 0 < handed < 10_000
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+        try:
+            assert not hand_over(ours, server.fileno(), b"x"), "no descriptor is left"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, most)
         assert not hand_over(ours, server.fileno(), b"x"), "the other side has ended"
 
 

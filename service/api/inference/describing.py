@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version as version_of
-from itertools import chain
 from typing import Any
 
 import orjson
@@ -21,7 +20,6 @@ from service.serving.protocol.describe import model_config, model_metadata, serv
 from service.serving.protocol.errors import BadInferenceRequest
 from service.serving.statistics import Counted, Version, joined, told
 from service.siblings.first import Siblings
-from service.siblings.looks import Look
 from service.tables import ModelVersion
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=Route)
@@ -66,7 +64,8 @@ def metadata(request: Request, model: str, _key: MayPredict, version: str | None
 def model_ready(request: Request, model: str, key: MayPredict, version: str | None = None) -> Response:
     """A model that is not ready is loaded when it is asked, or by `repository/models/{model}/load`."""
     row, _ = _found(request, model_of(model, version))
-    loaded = _loaded(request, _siblings(request).look_now(), key.tenant)
+    siblings = _siblings(request)
+    loaded = _loaded(request, siblings.now(siblings.loaded) or set(), key.tenant)
     return Response(status_code=200 if registry.reference_of(row) in loaded else 400)
 
 
@@ -89,7 +88,7 @@ def statistics(request: Request, model: str, key: MayPredict, version: str | Non
 async def index(request: Request, key: MayPredict) -> Response:
     """`{"ready": true}` asks for those in memory only."""
     asked = await _body(request, {"ready"})
-    loaded = _loaded(request, await _siblings(request).look(), key.tenant)
+    loaded = _loaded(request, await _siblings(request).loaded(), key.tenant)
     rows = await _engine(request).off_loop(lambda: _every_version(request))
     told = [
         {"name": name, "version": str(number), "state": "READY", "reason": ""}
@@ -152,9 +151,9 @@ def _statistics(found: Mapping[Version, Counted], tenant: str, references: list[
     return {"model_stats": [told(reference, found.get((tenant, reference), Counted())) for reference in references]}
 
 
-def _loaded(request: Request, looks: list[Look], tenant: str) -> set[str]:
+def _loaded(request: Request, by_siblings: set[Version], tenant: str) -> set[str]:
     """In the memory of any process of this gateway."""
-    versions = chain(_engine(request).in_memory(), *(look.loaded for look in looks))
+    versions = by_siblings.union(_engine(request).in_memory())
     return {reference for owner, reference in versions if owner == tenant}
 
 

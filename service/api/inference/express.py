@@ -12,10 +12,11 @@ from fastapi import FastAPI
 from sqlalchemy.exc import OperationalError
 from starlette.datastructures import State
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.api import problems
-from service.api.access import REQUEST_ID, caller, request_id_of, tell_request
+from service.api.access import REQUEST_ID, caller, is_inference, request_id_of, tell_request
 from service.api.inference.infer import headers_of, inferred, route_of
 from service.errors import WinnowError
 from service.serving.telemetry import Answered
@@ -37,7 +38,20 @@ class Gateway(FastAPI):
                 scope["app"] = self
                 await _infer(self.state, scope, receive, send)
                 return
+        if scope["type"] == "http" and self.state.first is not None and not is_inference(scope):
+            await misdirected()(scope, receive, send)
+            return
         await super().__call__(scope, receive, send)
+
+
+def misdirected() -> Response:
+    """For what came to a sibling behind a request that it had not read to its end: only the first process knows."""
+    return problems.problem(
+        503,
+        "misdirected",
+        "This connection is one for inference. Repeat the request: a new connection takes it to who can answer it.",
+        headers={"Retry-After": "1", "connection": "close"},
+    )
 
 
 async def _infer(everything: State, scope: Scope, receive: Receive, send: Send) -> None:
