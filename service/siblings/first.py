@@ -8,11 +8,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
 
+from service.errors import Unavailable
 from service.serving.drift import DriftMonitor
 from service.serving.statistics import Version
 from service.siblings.channel import Channel, ChannelFailed, Handler
@@ -27,6 +29,9 @@ SOON_SECONDS = 2.0
 
 PING_SECONDS, HUNG_SECONDS = 2.0, 30.0
 """How often each is asked whether it is well; one that does not say so for so long is ended, and started anew."""
+
+NOW_SECONDS = 15.0
+"""A thread of a request waits no longer: what the siblings saw of drift is taken in with a look at the database."""
 
 END_SECONDS = 6.5
 """From when they are told to leave: the server's own patience with open requests, and a little more."""
@@ -50,6 +55,7 @@ class Siblings:
         self._members = Members()
         self._processes: set[asyncio.subprocess.Process] = set()
         self._taking_in = asyncio.Lock()
+        self._left = asyncio.Event()
         self._leaving_since: float | None = None
         self._keeping: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -72,6 +78,7 @@ class Siblings:
         """Have them finish what they have, and end."""
         if self._leaving_since is None:
             self._leaving_since = time.monotonic()
+            self._left.set()
             for member in self._members:
                 member.channel.tell("leave")
             self._members.close()
@@ -134,10 +141,15 @@ class Siblings:
             return self._members.looks()
 
     def now(self, asked: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT | None:
-        """What one of the above gives, for threads; None where there are no siblings."""
+        """What one of the above gives, for threads; None where there are no siblings. Raises Unavailable."""
         if self._loop is None or not self._count:
             return None
-        return asyncio.run_coroutine_threadsafe(asked(), self._loop).result()
+        asking = asyncio.run_coroutine_threadsafe(asked(), self._loop)
+        try:
+            return asking.result(NOW_SECONDS)
+        except FutureTimeout as error:
+            asking.cancel()
+            raise Unavailable("The gateway's processes do not say what they know. Is the database well?") from error
 
     def look_now(self) -> list[Look]:
         return self.now(self.look) or []
@@ -165,7 +177,8 @@ class Siblings:
             if self._leaving_since is None:
                 again = AGAIN_AFTER_SECONDS if time.monotonic() - began > AGAIN_AT_MOST_SECONDS else again
                 log.error("a sibling ended, and is started anew", sibling=number, reason=told, in_seconds=again)
-                await asyncio.sleep(again)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._left.wait(), again)
                 again = min(2 * again, AGAIN_AT_MOST_SECONDS)
 
     async def _live(self, number: int) -> int:
