@@ -26,10 +26,13 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import ASGIApp, Receive, Scope, Send
 from tiny_model import clean_images, npz_of, publish_version
 
+from service.app import create_app
 from service.auth import ensure_admin_key
 from service.db import Database
+from service.server import Server
 from service.serving.statistics import Counted
 from service.settings import Settings
 from service.siblings.channel import Channel, ChannelFailed
@@ -456,3 +459,40 @@ def test_several_processes_are_refused_where_connections_cannot_be_handed_over(m
     assert Settings(gateway_processes=1).gateway_processes == 1
     with pytest.raises(ValueError, match="need Linux"):
         Settings(gateway_processes=2)
+
+
+def test_a_body_that_nobody_reads_waits_in_the_kernel_on_a_connection_that_came_from_elsewhere(tmp_path: Path) -> None:
+    settings = migrated(Settings(home=tmp_path).resolved())
+    app, released = create_app(settings), threading.Event()
+
+    class Holding:
+        """Reads nothing for as long as the test wants it."""
+
+        def __init__(self, app: ASGIApp) -> None:
+            self._app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            while scope["type"] == "http" and not released.is_set():
+                await asyncio.sleep(0.01)
+            await self._app(scope, receive, send)
+
+    app.add_middleware(Holding)
+    server = Server.of(app, settings.model_copy(update={"port": 0}))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started, tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        accepted, _ = listener.accept()
+        read = b"POST /v1/datasets/a/versions HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n" + bytes(200_000)
+        server.servers[0].get_loop().call_soon_threadsafe(server.adopt, accepted, read)
+        client.settimeout(1)
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < 64 * 2**20:
+                sent += client.send(bytes(2**20))
+        released.set()
+        client.settimeout(20)
+        assert answered(client)[0] == 401
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
