@@ -147,9 +147,9 @@ class Engine:
         """An alias of this model has moved: follow it with the next request."""
         self._routes.changed(tenant, name)
 
-    def loaded(self, *, tenant: str | None = None) -> list[Served]:
-        """In memory and warm at this moment; of one tenant, or of all."""
-        return [served for key, served in self._loaded.items() if tenant in (None, key[0])]
+    def loaded(self) -> list[Served]:
+        """In memory and warm at this moment."""
+        return [served for _, served in self._loaded.items()]
 
     def in_memory(self) -> list[tuple[str, str]]:
         """Tenant and name@version of all that is loaded."""

@@ -12,6 +12,7 @@ from typing import Any, Self
 import structlog
 
 LENGTH_BYTES = 8
+ANSWERED, FAILED = "answered", "failed"
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -101,15 +102,8 @@ class Channel:
             found = await self._handlers[what](*given)
         except Exception as error:  # noqa: BLE001 - it is told to who asked, and logged here
             log.warning("a sibling's request failed", what=what, reason=f"{type(error).__name__}: {error}")
-            if number:
-                self.tell_answer(number, FAILED, f"{type(error).__name__}: {error}")
+            outcome, found = FAILED, f"{type(error).__name__}: {error}"
         else:
-            if number:
-                self.tell_answer(number, ANSWERED, found)
-
-    def tell_answer(self, number: int, what: str, given: Any) -> None:
-        if not self._writer.is_closing():
-            self._send(number, what, given)
-
-
-ANSWERED, FAILED = "answered", "failed"
+            outcome = ANSWERED
+        if number and not self._writer.is_closing():
+            self._send(number, outcome, found)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
+from service.api.access import INFERENCE
 from service.api.inference.express import misdirected
 from service.server import Connection
 
-INFERENCE = (b"/infer", b"/predict")
+ENDINGS = tuple(ending.encode() for ending in INFERENCE)
 
 
 def asks_for_inference(read: bytes) -> bool:
@@ -15,7 +16,7 @@ def asks_for_inference(read: bytes) -> bool:
     line, end, _ = read.partition(b"\r\n")
     method, _, rest = line.partition(b" ")
     path = rest.partition(b" ")[0].partition(b"?")[0]
-    return bool(end) and method == b"POST" and path.endswith(INFERENCE) and b"#" not in path
+    return bool(end) and method == b"POST" and path.endswith(ENDINGS) and b"#" not in path
 
 
 class Dealer(Protocol):
