@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -81,6 +83,29 @@ class ImageBatches:
 
     def _batch(self, rows: npt.NDArray[np.int64], device: torch.device) -> Batch:
         return to_float(self._images[rows], device), *(torch.from_numpy(t[rows]).to(device) for t in self._targets)
+
+
+@dataclass(frozen=True)
+class ShortEpochs:
+    """The first `longest` batches of each of another's epochs, which come in another order every time."""
+
+    whole: Batches
+    longest: int
+
+    @classmethod
+    def of(cls, whole: Batches, samples: int, batch_size: int) -> ShortEpochs:
+        """Epochs of about so many samples at most."""
+        return cls(whole, batch_count(samples, batch_size))
+
+    @property
+    def steps(self) -> int:
+        return min(self.longest, self.whole.steps)
+
+    def train(self, epoch: int, rng: torch.Generator) -> Iterator[Batch]:
+        return itertools.islice(self.whole.train(epoch, rng), self.steps)
+
+    def validation(self) -> Iterator[Batch]:
+        return self.whole.validation()
 
 
 def _drawn(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:

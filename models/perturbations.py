@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.attacks.gradient import fgsm, ifgsm, to_8bit
+from models.attacks.gradient import evaluating, fgsm, ifgsm, to_8bit
+from models.cores import Cores
 from models.device import device_of
 from models.images import Images, to_float
 from models.seeding import derive_seed
@@ -22,6 +25,8 @@ ROWS = 4000
 LARGEST_BYTES = 256 * 2**20
 """Of the perturbations of a large reference of large images; fewer are made where they would take more."""
 PIXELS_A_BATCH = 2**17
+MOST_BATCHES = 4
+"""That cores of a CPU compute beside each other; each takes memory of its own."""
 LEVELS = 127
 
 
@@ -66,23 +71,42 @@ def craft(
     shape = (len(plan.images), *plan.patch, images.shape[3])
     kept, deltas = np.empty(shape, np.uint8), np.empty(shape, np.int8)
     done = 0
-    for pair, rows in _batches(plan, images.shape[1] * images.shape[2]):
-        network = networks[pair // 2]
-        x = to_float(images[plan.images[rows]], device_of(network))
-        y = torch.from_numpy(labels[plan.images[rows]]).to(x.device)
-        if pair % 2 == 0:
-            x_adv = fgsm(network, x, y, eps_linf=spec.eps_linf)
-        else:
-            x_adv = ifgsm(network, x, y, eps_linf=spec.eps_linf, step_linf=spec.step_linf, steps=spec.steps)
-        levels = ((x_adv - x) / spec.eps_linf * LEVELS).round().clamp(-LEVELS, LEVELS).to(torch.int8)
-        delta = levels.permute(0, 2, 3, 1).cpu().numpy()
-        for place, row in enumerate(rows):
-            top, left = plan.corners[row]
-            window = np.s_[top : top + plan.patch[0], left : left + plan.patch[1]]
-            kept[row], deltas[row] = images[plan.images[row]][window], delta[place][window]
-        done += len(rows)
-        watch.advance(done, len(plan.images))
+
+    fast = partial(fgsm, eps_linf=spec.eps_linf)
+    iterated = partial(ifgsm, eps_linf=spec.eps_linf, step_linf=spec.step_linf, steps=spec.steps)
+
+    def delta(batch: tuple[int, npt.NDArray[np.int64]]) -> npt.NDArray[np.int8]:
+        pair, rows = batch
+        of = plan.images[rows]
+        return _delta((fast, iterated)[pair % 2], networks[pair // 2], images[of], labels[of], spec)
+
+    batches = list(_batches(plan, images.shape[1] * images.shape[2]))
+    beside = min(MOST_BATCHES, torch.get_num_threads()) if device_of(networks[0]).type == "cpu" else 1
+    with ExitStack() as modes, Cores(beside) as cores:
+        for network in networks:
+            modes.enter_context(evaluating(network))  # here, so that no attack changes the mode under another
+        for (_, rows), made in zip(batches, cores.imap(delta, iter(batches)), strict=True):
+            for place, row in enumerate(rows):
+                top, left = plan.corners[row]
+                window = np.s_[top : top + plan.patch[0], left : left + plan.patch[1]]
+                kept[row], deltas[row] = images[plan.images[row]][window], made[place][window]
+            done += len(rows)
+            watch.advance(done, len(plan.images))
     return Perturbations(kept, deltas, plan.images)
+
+
+def _delta(
+    attack: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    network: nn.Module,
+    images: Images,
+    labels: npt.NDArray[np.int64],
+    spec: PerturbationSpec,
+) -> npt.NDArray[np.int8]:
+    """What the attack adds to the images, (n, h, w, c)."""
+    x = to_float(images, device_of(network))
+    x_adv = attack(network, x, torch.from_numpy(labels).to(x.device))
+    levels = ((x_adv - x) / spec.eps_linf * LEVELS).round().clamp(-LEVELS, LEVELS).to(torch.int8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def add(x: Tensor, deltas: Tensor, spec: PerturbationSpec, rng: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attacks.gradient import evaluating
+from models.batches import Batches, ShortEpochs
 from models.device import device_of
 from models.images import Images, chunks, to_float
 from models.seeding import derive_seed, seeded
@@ -23,7 +24,7 @@ from models.training import Batch, Checkpoints, ImageBatches, Piece, Watch, fit
 
 EPOCHS = 8
 FIT = FitSpec(epochs=EPOCHS, batch_size=64, optimizer="adam", peak_lr=2e-3, validation_share=0.1)
-IMAGES_AN_EPOCH = 2000
+IMAGES_AN_EPOCH, MOST_AN_EPOCH = 2000, 4000
 LARGEST_MAP = 64
 POOLED = 4
 
@@ -60,10 +61,11 @@ def fit_surrogates(
     checkpoints: Checkpoints,
     epochs: int = EPOCHS,
 ) -> list[Surrogate]:
-    """Fit the first `count` architectures, at most 4, for `epochs` of about IMAGES_AN_EPOCH.
+    """Fit the first `count` architectures, at most 4, for `epochs` of IMAGES_AN_EPOCH to MOST_AN_EPOCH.
 
     images: uint8 (n, h, w, c); labels: (n,) in [0, num_classes), classes may be missing.
-    A small set is repeated within an epoch. Raises UnfitLabels, ValueError for a count out of range, Stopped.
+    A small set is repeated within an epoch, of a large one each sees another part.
+    Raises UnfitLabels, ValueError for a count out of range, Stopped.
     """
     check_labels(images, labels, num_classes)
     if not 1 <= count <= len(ARCHITECTURES):
@@ -73,7 +75,8 @@ def fit_surrogates(
         own = derive_seed(seed, "surrogate", name)
         with seeded(own):
             network = build(images.shape[3], _stem_stride(images), num_classes)
-        batches = ImageBatches(images, labels, spec=spec, seed=own, samples_an_epoch=IMAGES_AN_EPOCH)
+        whole = ImageBatches(images, labels, spec=spec, seed=own, samples_an_epoch=IMAGES_AN_EPOCH)
+        batches = ShortEpochs.of(whole, MOST_AN_EPOCH, spec.batch_size)
         piece, checkpoint = Piece(watch, index, count), f"surrogate-{name}"
         fit(network, batches, _cross_entropy, spec, seed=own, watch=piece, checkpoints=checkpoints, name=checkpoint)
         fitted.append(Surrogate(name, network, _accuracy(network, batches)))
@@ -96,7 +99,7 @@ def _cross_entropy(model: nn.Module, batch: Batch, rng: torch.Generator) -> Tens
     return F.cross_entropy(model(x), y)
 
 
-def _accuracy(network: nn.Module, batches: ImageBatches) -> float | None:
+def _accuracy(network: nn.Module, batches: Batches) -> float | None:
     right, count = 0, 0
     with torch.no_grad(), evaluating(network):
         for x, y in batches.validation():

@@ -19,8 +19,10 @@ from models.batches import Batches as Batches
 from models.batches import ImageBatches as ImageBatches
 from models.batches import batch_count as batch_count
 from models.checkpoint import Progress, Within, pack, unpack
+from models.cores import Cores, threads, threads_that_pay
 from models.device import has_bfloat16, pick_device
 from models.ranks import Ranks
+from models.replicas import MOST_PIECES, Replicas, divides, pieces_of
 from models.schedule import rates
 from models.seeding import derive_seed, seeded
 from models.specs import FitSpec
@@ -33,7 +35,10 @@ from models.watch import Stopped as Stopped
 from models.watch import Watch as Watch
 
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor]
-"""Mean loss of a batch, a scalar. What it draws (masks, noise) comes from the generator, on the model's device."""
+"""Mean loss of a batch, or of a piece of one on a replica of the model, a scalar.
+
+What it draws (masks, noise) comes from the generator, on the model's device.
+"""
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,13 @@ def fit(
     """
     device = pick_device()
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = _Fit(model, batches, loss, spec, seed, watch, checkpoints, name, device)
-    progress = run.resumed()
-    run.report(progress.epoch * batches.steps + (progress.within.step if progress.within else 0))
-    while progress.epoch < spec.epochs and not _out_of_patience(progress, spec):
-        progress = run.epoch(progress)
-        run.save(progress)
+    with Cores(MOST_PIECES) as cores:
+        run = _Fit(model, batches, loss, spec, seed, watch, checkpoints, name, device, cores)
+        progress = run.resumed()
+        run.report(progress.epoch * batches.steps + (progress.within.step if progress.within else 0))
+        while progress.epoch < spec.epochs and not _out_of_patience(progress, spec):
+            progress = run.epoch(progress)
+            run.save(progress)
     if progress.best:
         model.load_state_dict(progress.best)
     if progress.epoch < spec.epochs:
@@ -115,10 +121,11 @@ class _Fit:
         checkpoints: Checkpoints,
         name: str,
         device: torch.device,
+        cores: Cores,
     ) -> None:
         self._model, self._batches, self._loss, self._spec = model, batches, loss, spec
         self._seed, self._watch, self._checkpoints, self._name, self._device = seed, watch, checkpoints, name, device
-        self._optimizer = _optimizer(model, spec)
+        self._optimizer, self._cores = _optimizer(model, spec), cores
         self._ranks = Ranks.current()
         self._identity = f"{spec.model_dump_json()} {seed} {batches.steps} {self._ranks.size} {_dtype(spec, device)}"
         self._total_steps = spec.epochs * batches.steps
@@ -128,9 +135,13 @@ class _Fit:
         """Where the checkpoint left off, or the beginning. On several ranks, as rank 0 has it."""
         data = self._ranks.from_first(self._checkpoints.load(self._name) if self._ranks.first else None)
         progress = unpack(data, self._identity, self._model, self._optimizer) or Progress()
-        step = _Step(self._model, self._loss, _precision(self._spec, self._device))
-        self._step = self._ranks.parallel(step, self._device)
+        self._step = self._ranks.parallel(self._step_of(self._model), self._device)
+        cuttable = self._ranks.alone and self._device.type == "cpu" and divides(self._model)
+        self._replicas = Replicas(self._model, self._step_of, self._cores) if cuttable else None
         return progress
+
+    def _step_of(self, model: nn.Module) -> nn.Module:
+        return _Step(model, self._loss, _precision(self._spec, self._device))
 
     def report(self, done: int) -> None:
         self._ranks.together(lambda: self._watch.advance(done, self._total_steps))
@@ -180,12 +191,21 @@ class _Fit:
         rates(self._spec, step, self._batches.steps).set_on(self._optimizer)
         own, weight = self._ranks.share(batch)
         self._optimizer.zero_grad(set_to_none=True)
-        value: Tensor = self._step(own, rng)
-        (value if weight == 1.0 else value * weight).backward()  # type: ignore[no-untyped-call]
+        value = self._backward(own, weight, rng)
         if self._spec.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._spec.clip_norm)
         self._optimizer.step()
-        return self._ranks.mean(value.detach() * weight)
+        return self._ranks.mean(value * weight)
+
+    def _backward(self, batch: Batch, weight: float, rng: torch.Generator) -> Tensor:
+        """The mean loss; what it weighs, as a gradient, is left with the parameters."""
+        pieces = pieces_of(batch[0])
+        if self._replicas is not None and pieces > 1:
+            return self._replicas.backward(batch, rng, pieces)
+        with threads(threads_that_pay(batch[0])):
+            value: Tensor = self._step(batch, rng)
+            (value if weight == 1.0 else value * weight).backward()  # type: ignore[no-untyped-call]
+        return value.detach()
 
     def _diverged(self, value: Tensor, epoch: int) -> Diverged:
         lower = f"lower peak_lr ({self._spec.peak_lr})"
@@ -211,7 +231,8 @@ class _Fit:
         with torch.no_grad():
             for batch in self._batches.validation():
                 batch = _moved(batch, self._device)
-                total += float(self._loss(self._model, batch, rng)) * len(batch[0])
+                with threads(threads_that_pay(batch[0])):
+                    total += float(self._loss(self._model, batch, rng)) * len(batch[0])
                 samples += len(batch[0])
         return (total / samples,) if samples else ()
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from models.batches import ShortEpochs
 from models.filter_specs import BottleneckSpec, ConvolutionalSpec, FilterSpec, ResidualSpec
 from models.filtering.losses import convolutional_loss, denoising_loss, residual_loss
 from models.filtering.told_apart import told_apart
@@ -21,7 +20,7 @@ from models.perturbations import craft
 from models.seeding import derive_seed, seeded
 from models.specs import SanitiseSpec
 from models.surrogates import Surrogate, check_labels, classify, fit_surrogates
-from models.training import Batch, Batches, Checkpoints, FitResult, ImageBatches, Loss, Watch, fit
+from models.training import Checkpoints, FitResult, ImageBatches, Loss, Watch, fit
 
 PATCH_SIDE = 64
 """The residual denoiser is fitted on patches of larger images: it is the same at every place."""
@@ -140,7 +139,7 @@ def fit_autoencoder(
     layers = _layers(own, spec)
     with seeded(seed):
         network = build(own.kind, image_shape, layers)
-    batches = ShortEpochs(_batches(material, spec), max(1, round(SAMPLES_AN_EPOCH / own.fit.batch_size)))
+    batches = ShortEpochs.of(_batches(material, spec), SAMPLES_AN_EPOCH, own.fit.batch_size)
     losses = fit(
         network, batches, loss_of(spec), own.fit, seed=seed, watch=watch, checkpoints=checkpoints, name=CHECKPOINT
     )
@@ -192,24 +191,6 @@ def _layers(own: FilterSpec, spec: SanitiseSpec) -> dict[str, Any]:
 def _shape(images: Images) -> tuple[int, int, int]:
     height, width, channels = images.shape[1:]
     return height, width, channels
-
-
-@dataclass(frozen=True)
-class ShortEpochs:
-    """The first `longest` batches of each of another's epochs, which come in another order every time."""
-
-    whole: Batches
-    longest: int
-
-    @property
-    def steps(self) -> int:
-        return min(self.longest, self.whole.steps)
-
-    def train(self, epoch: int, rng: torch.Generator) -> Iterator[Batch]:
-        return itertools.islice(self.whole.train(epoch, rng), self.steps)
-
-    def validation(self) -> Iterator[Batch]:
-        return self.whole.validation()
 
 
 class _Clock:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 LARGEST_MAP = 64
 FEATURES = 128
+DROPOUT = 0.3
 
 
 class PanelClassifier(nn.Module):
@@ -33,19 +34,23 @@ class PanelClassifier(nn.Module):
             nn.MaxPool2d(2, ceil_mode=True),
             nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
-            nn.Dropout(0.3),
-            nn.Linear(16 * width, FEATURES),
-            nn.ReLU(),
         )
+        self.hidden = nn.Linear(16 * width, FEATURES)
         self.head = nn.Linear(FEATURES, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
         """Float (n, c, h, w) in [0, 1] to (n, 128)."""
-        return cast(Tensor, self.trunk(x - 0.5))
+        return self.hidden(self.trunk(x - 0.5)).relu()  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Float (n, c, h, w) in [0, 1] to logits (n, classes)."""
         return cast(Tensor, self.head(self.features(x)))
+
+    def training_logits(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """The same with dropout before the hidden layer, drawn from `rng`."""
+        pooled = self.trunk(x - 0.5)
+        kept = torch.rand(pooled.shape, generator=rng, device=pooled.device) >= DROPOUT
+        return cast(Tensor, self.head(self.hidden(pooled * kept / (1 - DROPOUT)).relu()))
 
 
 def _block(channels: int, width: int) -> list[nn.Module]:

@@ -218,6 +218,8 @@ def _fit_spec(steps: int, images: int) -> FitSpec:
     )
 
 
-def _cross_entropy(model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:  # noqa: ARG001
+def _cross_entropy(model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
+    if not isinstance(model, PanelClassifier):
+        raise TypeError(f"want a PanelClassifier, not {type(model).__name__}")
     x, y = batch
-    return F.cross_entropy(model(x), y)
+    return F.cross_entropy(model.training_logits(x, rng), y)
