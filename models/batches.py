@@ -87,7 +87,10 @@ class ImageBatches:
 
 @dataclass(frozen=True)
 class ShortEpochs:
-    """The first `longest` batches of each of another's epochs, which come in another order every time."""
+    """The first `longest` batches of each of another's epochs, which come in another order every time.
+
+    And as many of its held-out ones, the same each time.
+    """
 
     whole: Batches
     longest: int
@@ -105,7 +108,7 @@ class ShortEpochs:
         return itertools.islice(self.whole.train(epoch, rng), self.steps)
 
     def validation(self) -> Iterator[Batch]:
-        return self.whole.validation()
+        return itertools.islice(self.whole.validation(), self.longest)
 
 
 def _drawn(count: int, share: float, seed: int) -> npt.NDArray[np.bool_]:

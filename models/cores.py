@@ -73,7 +73,7 @@ def threads(count: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if count != before:
+        if torch.get_num_threads() != before:
             torch.set_num_threads(before)
 
 

@@ -17,24 +17,20 @@ from models.batches import Batch
 from models.cores import Cores
 
 MOST_PIECES = 2
-LEAST_IMAGES, LEAST_PIXELS = 30, 16_000
-"""Of a piece: enough for batch norm, and for Python's own time, which cores cannot share, to be small beside it.
+LEAST_PIXELS = 16_000
+"""Of a piece: Python's own time, which cores cannot share, is then small beside it."""
+LEAST_IMAGES, LEAST_NORMED = 30, 60
+"""Of a piece, and of one that batch norm takes its statistics from.
 
-A little under 32 images and 128² pixels: a fit's batches of 64 or 128 differ by one image."""
+All a little under round numbers: batches of a fit differ by one image."""
 
 Step = Callable[[Batch, torch.Generator], Tensor]
 """Mean loss of the samples of a batch."""
 
 
 def divides(model: nn.Module) -> bool:
-    """Whether a batch may be cut: no layer draws from torch's global generator, which pieces would share."""
+    """Whether a batch may be cut: there is no dropout of torch's, whose generator pieces would share."""
     return not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
-
-
-def pieces_of(images: Tensor) -> int:
-    """Into how many pieces a batch (n, c, h, w) is cut."""
-    n, pixels = len(images), len(images) * images.shape[2:].numel()
-    return max(1, min(MOST_PIECES, n // LEAST_IMAGES, pixels // LEAST_PIXELS))
 
 
 class Replicas:
@@ -46,6 +42,12 @@ class Replicas:
     def __init__(self, model: nn.Module, step_of: Callable[[nn.Module], Step], cores: Cores) -> None:
         self._model, self._step_of, self._cores = model, step_of, cores
         self._models, self._steps = [model], [step_of(model)]
+        self._least_images = LEAST_NORMED if _running(model) else LEAST_IMAGES
+
+    def pieces_of(self, images: Tensor) -> int:
+        """Into how many pieces a batch (n, c, h, w) is cut."""
+        n, pixels = len(images), len(images) * images.shape[2:].numel()
+        return max(1, min(MOST_PIECES, n // self._least_images, pixels // LEAST_PIXELS))
 
     def backward(self, batch: Batch, rng: torch.Generator, pieces: int) -> Tensor:
         """The mean loss, a scalar; its gradients are added to the parameters', in the same order every time."""

@@ -61,7 +61,7 @@ def fit_surrogates(
     checkpoints: Checkpoints,
     epochs: int = EPOCHS,
 ) -> list[Surrogate]:
-    """Fit the first `count` architectures, at most 4, for `epochs` of IMAGES_AN_EPOCH to MOST_AN_EPOCH.
+    """Fit the first `count` architectures, at most 4, for `epochs` of about 2,000 to 4,000 images.
 
     images: uint8 (n, h, w, c); labels: (n,) in [0, num_classes), classes may be missing.
     A small set is repeated within an epoch, of a large one each sees another part.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from models.checkpoint import Progress, Within, pack, unpack
 from models.cores import Cores, threads, threads_that_pay
 from models.device import has_bfloat16, pick_device
 from models.ranks import Ranks
-from models.replicas import MOST_PIECES, Replicas, divides, pieces_of
+from models.replicas import MOST_PIECES, Replicas, divides
 from models.schedule import rates
 from models.seeding import derive_seed, seeded
 from models.specs import FitSpec
@@ -73,7 +74,7 @@ def fit(
     """
     device = pick_device()
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with Cores(MOST_PIECES) as cores:
+    with Cores(min(MOST_PIECES, torch.get_num_threads())) as cores:
         run = _Fit(model, batches, loss, spec, seed, watch, checkpoints, name, device, cores)
         progress = run.resumed()
         run.report(progress.epoch * batches.steps + (progress.within.step if progress.within else 0))
@@ -127,7 +128,9 @@ class _Fit:
         self._seed, self._watch, self._checkpoints, self._name, self._device = seed, watch, checkpoints, name, device
         self._optimizer, self._cores = _optimizer(model, spec), cores
         self._ranks = Ranks.current()
-        self._identity = f"{spec.model_dump_json()} {seed} {batches.steps} {self._ranks.size} {_dtype(spec, device)}"
+        self._cuttable = self._ranks.alone and device.type == "cpu" and divides(model)
+        parts = (seed, batches.steps, self._ranks.size, _dtype(spec, device), MOST_PIECES if self._cuttable else 1)
+        self._identity = " ".join(map(str, (spec.model_dump_json(), *parts)))
         self._total_steps = spec.epochs * batches.steps
         self._saved_at = time.monotonic()
 
@@ -135,13 +138,10 @@ class _Fit:
         """Where the checkpoint left off, or the beginning. On several ranks, as rank 0 has it."""
         data = self._ranks.from_first(self._checkpoints.load(self._name) if self._ranks.first else None)
         progress = unpack(data, self._identity, self._model, self._optimizer) or Progress()
-        self._step = self._ranks.parallel(self._step_of(self._model), self._device)
-        cuttable = self._ranks.alone and self._device.type == "cpu" and divides(self._model)
-        self._replicas = Replicas(self._model, self._step_of, self._cores) if cuttable else None
+        step_of = partial(_step_of, self._loss, self._spec, self._device)
+        self._step = self._ranks.parallel(step_of(self._model), self._device)
+        self._replicas = Replicas(self._model, step_of, self._cores) if self._cuttable else None
         return progress
-
-    def _step_of(self, model: nn.Module) -> nn.Module:
-        return _Step(model, self._loss, _precision(self._spec, self._device))
 
     def report(self, done: int) -> None:
         self._ranks.together(lambda: self._watch.advance(done, self._total_steps))
@@ -199,8 +199,7 @@ class _Fit:
 
     def _backward(self, batch: Batch, weight: float, rng: torch.Generator) -> Tensor:
         """The mean loss; what it weighs, as a gradient, is left with the parameters."""
-        pieces = pieces_of(batch[0])
-        if self._replicas is not None and pieces > 1:
+        if self._replicas is not None and (pieces := self._replicas.pieces_of(batch[0])) > 1:
             return self._replicas.backward(batch, rng, pieces)
         with threads(threads_that_pay(batch[0])):
             value: Tensor = self._step(batch, rng)
@@ -244,6 +243,10 @@ class _Fit:
         return rng, _rng(derive_seed(self._seed, "rank", self._ranks.rank), self._name, epoch, self._device)
 
 
+def _step_of(loss: Loss, spec: FitSpec, device: torch.device, model: nn.Module) -> nn.Module:
+    return _Step(model, loss, _precision(spec, device))
+
+
 def _optimizer(model: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if spec.optimizer == "sgd":
@@ -253,9 +256,16 @@ def _optimizer(model: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
 
 
 def _precision(spec: FitSpec, device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 pays where the device has units for it; its exponents are float32's, so no loss needs scaling."""
+    """bfloat16 pays where the device has units for it; its exponents are float32's, so no loss needs scaling.
+
+    Weights are not cached where pieces of a batch are computed side by side: who leaves first empties all their caches.
+    """
     dtype = _dtype(spec, device)
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    return (
+        nullcontext()
+        if dtype == torch.float32
+        else torch.autocast(device.type, dtype, cache_enabled=device.type != "cpu")
+    )
 
 
 def _dtype(spec: FitSpec, device: torch.device) -> torch.dtype:

@@ -47,7 +47,9 @@ class PanelClassifier(nn.Module):
         return cast(Tensor, self.head(self.features(x)))
 
     def training_logits(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """The same with dropout before the hidden layer, drawn from `rng`."""
+        """The same; in train mode with dropout before the hidden layer, drawn from `rng`."""
+        if not self.training:
+            return self(x)  # type: ignore[no-any-return]
         pooled = self.trunk(x - 0.5)
         kept = torch.rand(pooled.shape, generator=rng, device=pooled.device) >= DROPOUT
         return cast(Tensor, self.head(self.hidden(pooled * kept / (1 - DROPOUT)).relu()))

@@ -97,7 +97,10 @@ def _network(
     state: Mapping[str, NDArray[Any]], notes: Mapping[str, Any], image_shape: tuple[int, int, int]
 ) -> PanelClassifier:
     network = PanelClassifier(image_shape=image_shape, num_classes=notes["num_classes"], width=notes["width"])
-    network.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()})
+    try:
+        network.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()})
+    except RuntimeError as error:
+        raise ValueError(f"no network of this version: {error}") from error
     network.to(device=pick_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
 

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.cores import Cores
 from models.images import Images
-from models.replicas import pieces_of
+from models.replicas import Replicas
 from models.schedule import rates
 from models.seeding import seeded
 from models.specs import FitSpec
@@ -202,14 +203,16 @@ def test_two_processes_fit_as_one_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_fit_whose_batches_are_cut_goes_on_to_the_same_bits(norm: bool) -> None:
     images = np.tile(IMAGES, (1, 2, 2, 1))
-    given = FitSpec(epochs=2, batch_size=64, peak_lr=0.01, validation_share=0.0)
+    given = FitSpec(epochs=2, batch_size=128, peak_lr=0.01, validation_share=0.0)
 
     def cut_run(watch: Watch, shelf: PacedShelf | Forgetful) -> tuple[nn.Module, FitResult]:
         with seeded(5):
             middle = [nn.BatchNorm2d(8)] if norm else []
             model = nn.Sequential(nn.Conv2d(3, 8, 3), *middle, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(72, 2))
-        batches = ImageBatches(np.tile(images, (2, 1, 1, 1)), np.tile(LABELS, 2), spec=given, seed=1, augment=flipped)
-        assert pieces_of(next(batches.train(0, torch.Generator()))[0]) == 2
+        batches = ImageBatches(np.tile(images, (4, 1, 1, 1)), np.tile(LABELS, 4), spec=given, seed=1, augment=flipped)
+        (x, _), *_ = batches.train(0, torch.Generator())
+        with Cores(1) as cores:
+            assert Replicas(model, lambda copy: lambda part, rng: x.sum(), cores).pieces_of(x) == 2  # noqa: ARG005
         return model, fit(model, batches, noisy_loss, given, seed=1, watch=watch, checkpoints=shelf, name="net")
 
     whole, wanted = cut_run(Silent(), Forgetful())
