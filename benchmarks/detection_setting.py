@@ -29,7 +29,10 @@ ALL_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
 
 QUICK_FILTER = ResidualSpec(fit=ResidualSpec().fit.model_copy(update={"epochs": 4}))
 FITTED_BY = ("panel", "detectors", "filtering", "autoencoders")
-FITTED_WITH = ("augmentation", "device", "perturbations", "schedule", "seeding", "surrogates", "training")
+FITTED_WITH = (
+    *("augmentation", "batches", "cores", "device", "perturbations"),
+    *("replicas", "schedule", "seeding", "surrogates", "training"),
+)
 """The packages and modules that scores come from."""
 
 Images = NDArray[np.uint8]
