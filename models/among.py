@@ -21,6 +21,9 @@ joint test beside the reference, and it never is again: what is left out ties, c
 left, and where one detector alone sees the poison, as many of the clean as one level allows would bring all of it
 back."""
 
+CLEAN_LEFT_OUT = 0.5
+"""Of what is left out beside a reference chosen among the candidates, the share that is taken for clean."""
+
 ROUNDS = 8
 MOST = 100_000
 """Candidates that are compared with: of more, so many drawn."""
@@ -40,6 +43,8 @@ class AmongCandidates:
     until nothing changes or ROUNDS times.
     calibration: (m,), the measure of the reference's images, as it would be of candidates. Rates calibrated on it are
     estimates, and rest on what `bulk_calibration` assumes of the measure.
+    clean_left_out: share of the candidates that is clean and left out for want of the like in a reference that was
+    chosen; 0 of any other reference, beside which one in a hundred clean images is left out.
     Raises ValueError where there are fewer images, a score is not finite, or weights are not t positive numbers.
     """
 
@@ -58,7 +63,8 @@ class AmongCandidates:
         self._sorted = np.sort(reference, axis=0)
         measured = self.measure(scores)
         free = np.ones(len(self._weights), np.bool_) if chosen_by is None else ~chosen_by
-        out = _beyond(reference, scores, self._weights, free)
+        self._beyond = _Beyond(reference, self._weights, free)
+        out = self._beyond.finds(scores)
         suspected = _most(out | _suspected(measured, self.measure(reference)), measured)
         for _ in range(ROUNDS):
             self._sorted = np.sort(scores[~suspected], axis=0)
@@ -67,7 +73,20 @@ class AmongCandidates:
             before, suspected = suspected, _most(out | _suspected(measured, self.calibration), measured)
             if (suspected == before).all():
                 break
+        self.clean_left_out = (
+            CLEAN_LEFT_OUT * float(suspected.mean()) if chosen_by is not None and any(chosen_by) else 0.0
+        )
         self._own = JointTest(self._sorted)
+
+    def amended(self, p_values: Float64s, scores: Floats) -> Float64s:
+        """The measure's p-values (k,) of images (k, t), the clean that are left out counted among those as rare.
+
+        What is left out itself keeps its own: there is nothing rarer.
+        """
+        if not self.clean_left_out:
+            return p_values
+        out = (p_values <= _level(len(self.calibration))) | self._beyond.finds(finite(scores, "scores", dimensions=2))
+        return np.asarray(np.where(out, p_values, np.minimum(p_values + self.clean_left_out, 1.0)))
 
     def measure(self, scores: Floats) -> Float64s:
         """scores: (k, t). Returns (k,), higher the more suspicious. Raises ValueError where a score is not finite."""
@@ -94,17 +113,28 @@ def _bounded(candidates: Floats) -> Float64s:
     return finite(table, "candidates", dimensions=2)
 
 
-def _beyond(reference: Float64s, scores: Float64s, weights: Float64s, free: Mask) -> Mask:
-    """(n,): what the tests that did not choose the reference find beyond it. free: (t,), those tests."""
-    if not free.any():
-        return np.zeros(len(scores), np.bool_)
-    joint = JointTest(reference[:, free], weights[free].tolist())
-    level = max(STAYS_OUT, np.count_nonzero(free) / (len(reference) + 1))
-    return np.asarray(joint.p_values(scores[:, free])[0] <= level)
+class _Beyond:
+    """What the tests that did not choose the reference find beyond it. free: (t,), those tests."""
+
+    def __init__(self, reference: Float64s, weights: Float64s, free: Mask) -> None:
+        self._free = free
+        self._level = max(STAYS_OUT, np.count_nonzero(free) / (len(reference) + 1))
+        self._joint = JointTest(reference[:, free], weights[free].tolist()) if free.any() else None
+
+    def finds(self, scores: Float64s) -> Mask:
+        """scores: (k, t). Returns (k,)."""
+        if self._joint is None:
+            return np.zeros(len(scores), np.bool_)
+        return np.asarray(self._joint.p_values(scores[:, self._free])[0] <= self._level)
 
 
 def _suspected(measured: Float64s, calibration: Float64s) -> Mask:
-    return np.asarray(conformal_p_values(measured, calibration) <= max(SUSPECTED, 2 / (len(calibration) + 1)))
+    return np.asarray(conformal_p_values(measured, calibration) <= _level(len(calibration)))
+
+
+def _level(count: int) -> float:
+    """The p-value of who is suspected, beside so many calibration images."""
+    return max(SUSPECTED, 2 / (count + 1))
 
 
 def _most(suspected: Mask, measured: Float64s) -> Mask:

@@ -64,7 +64,8 @@ class Calibrated:
         """The panel's p-values of the calibration images themselves, (m,)."""
         if self.among is None:
             return self.p_values(self.calibration)
-        return self._tested(self.among.calibration[:, None], self.calibration)[0]
+        found = self._tested(self.among.calibration[:, None], self.calibration)[0]
+        return self.among.amended(found, self.calibration.scores)
 
     def thresholds(self, level: float) -> P:
         """The scores beyond which each detector speaks against an image of any class at `level`, (t,); inf where none.
@@ -81,7 +82,8 @@ class Calibrated:
         if self.among is None:
             return self._tested(images.scores, images)
         measured = self.among.measure(images.scores)[:, None]
-        return self._tested(measured, images)[0], self.among.own_p_values(images.scores)
+        found = self.among.amended(self._tested(measured, images)[0], images.scores)
+        return found, self.among.own_p_values(images.scores)
 
     def _tested(self, scores: NDArray[np.floating], images: Scored) -> tuple[P, P]:
         if self.per_class is not None:

@@ -34,7 +34,7 @@ def rates(
 ) -> tuple[float, float, float]:
     """(found at 5 %, clean flagged at 5 %, clean flagged at 2 %)."""
     among = AmongCandidates(reference, scores, power_mean, chosen_by=chosen_by)
-    p = conformal_p_values(among.measure(scores), among.calibration)
+    p = among.amended(conformal_p_values(among.measure(scores), among.calibration), scores)
     found = float((p[is_poison] <= 0.05).mean()) if is_poison.any() else 1.0
     return found, float((p[~is_poison] <= 0.05).mean()), float((p[~is_poison] <= 0.02).mean())
 
@@ -85,10 +85,30 @@ def test_a_reference_chosen_for_looking_clean_keeps_the_rate_near() -> None:
         reference = scores[(worst < 0.7 * N) & ~is_poison]
         all_rates.append(rates(reference, scores, is_poison, chosen_by=chosen_by))
         beside_it.append((panel_test(reference, "power_mean").p_values(scores[~is_poison])[0] <= 0.05).mean())
-    found, at_five, _ = np.mean(all_rates, axis=0)
+    found, at_five, at_two = np.mean(all_rates, axis=0)
     assert found > 0.9
-    assert at_five < 0.09
-    assert at_five < 0.75 * np.mean(beside_it)
+    assert at_five < 0.06
+    assert at_two < 0.06
+    assert at_five < 0.5 * np.mean(beside_it)
+
+
+def test_half_of_what_a_chosen_reference_leaves_out_counts_as_clean_and_the_order_stays() -> None:
+    rng = np.random.default_rng(61)
+    scores, is_poison = poisoned(rng, 0.05, 3)
+    reference = scores[~is_poison & (scores[:, 0] < np.quantile(scores[:, 0], 0.8))]
+    given, chosen = (
+        AmongCandidates(reference, scores, power_mean, chosen_by=by) for by in (None, np.array([True] * 3 + [False]))
+    )
+    p = np.array([0.001, 0.01, 0.02, 0.5, 0.99])
+    common = np.tile(np.median(reference, axis=0), (5, 1))
+    assert given.clean_left_out == 0
+    assert (given.amended(p, common) == p).all()
+    out = (conformal_p_values(chosen.measure(scores), chosen.calibration) <= 0.01).mean()
+    assert chosen.clean_left_out == pytest.approx(out / 2, abs=0.01)
+    assert (chosen.amended(p, common)[:2] == p[:2]).all()
+    assert chosen.amended(p, common)[2:] == pytest.approx(np.minimum(p[2:] + chosen.clean_left_out, 1))
+    common[2:, 3] = 1e9  # what a test that did not choose the reference finds beyond it
+    assert (chosen.amended(p, common) == p).all()
 
 
 def test_a_detector_speaks_beyond_its_threshold() -> None:
@@ -124,7 +144,10 @@ def test_one_test_of_six_is_heard_however_few_images_calibrate(
         all_rates.append(rates(np.exp(rng.normal(size=(m, 6))), scores, is_poison, chosen_by=chosen_by))
     found, at_five, _ = np.mean(all_rates, axis=0)
     assert found > 0.8
-    assert 0.025 < at_five < 0.09
+    assert at_five < 0.09
+    assert (
+        at_five > 0.025 or chosen_by is not None
+    )  # beside a reference that was chosen, half the poison counts as clean
 
 
 def test_what_the_choosing_tests_see_beyond_the_reference_comes_back_and_other_tests_findings_do_not() -> None:
