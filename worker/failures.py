@@ -24,6 +24,9 @@ def told(error: Exception, what: str) -> dict[str, Any]:
     if isinstance(error, MemoryError) or _is_memory_of_torch(error):
         message = "The worker ran out of memory. Try a smaller image size or fewer images."
         return {"code": "out_of_memory", "message": message}
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        message = "The worker ran out of memory, or of the threads that its container or user may have (pids limit)."
+        return {"code": "out_of_memory", "message": f"{message} Give it more, or try a smaller image size."}
     if isinstance(error, OSError) and is_full(error):
         error = scratch_full(error)
     if isinstance(error, SQLAlchemyError) and is_away(error):
