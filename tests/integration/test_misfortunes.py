@@ -175,7 +175,7 @@ def test_a_job_whose_worker_is_killed_for_its_memory_each_time_fails_and_the_que
 
 
 def test_a_job_that_is_refused_memory_says_so_and_the_queue_goes_on(alone: House) -> None:
-    """Of a child that has loaded torch RLIMIT_AS is lowered to what a step does not fit in; another does the next job."""
+    """RLIMIT_AS of a child that has loaded torch becomes too small for a step; another child does the next job."""
     os.kill(worker_pids(alone.stack)[1], signal.SIGKILL)
     wide = {**PARAMS, "filter": {"width": 64, "depth": 12, "fit": {"epochs": 1, "batch_size": 4096}}}
     job = alone.client.submit("sanitise", **alone.sets, params=wide)
