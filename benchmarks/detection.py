@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import (
     datasets,
     detection_clean,
+    detection_encoded,
     detection_labels,
     detection_perturbed,
     detection_rates,
@@ -26,6 +27,7 @@ from benchmarks import (
 )
 from benchmarks.detection_record import Measured, Record, Run
 from benchmarks.detection_setting import Setting
+from models.encoder import Encoder
 from models.specs import PanelSpec
 from service.allocator import keep_pages
 
@@ -44,21 +46,28 @@ PARTS: dict[str, Part] = {
     **{f"panels-{kind}": Part(partial(detection_labels.compare, kind=kind)) for kind in detection_labels.KINDS},
     **{f"sifted-{kind}": Part(partial(detection_sifted.measure, kind=kind)) for kind in detection_sifted.KINDS},
     **{f"rates-{kind}": Part(partial(detection_rates.measure, kind=kind)) for kind in detection_rates.KINDS},
+    **{f"encoded-{kind}": Part(partial(detection_encoded.measure, kind=kind)) for kind in detection_labels.KINDS},
+    **{f"encoded-sifted-{kind}": Part(partial(detection_sifted.measure, kind=kind)) for kind in detection_sifted.KINDS},
     "clean": Part(detection_clean.clean),
     "shift": Part(detection_clean.shift),
     "scale": Part(detection_scale.measure, ("cifar10",)),
 }
 
 
+DEFAULT = tuple(name for name in PARTS if not name.startswith("encoded-"))
+
+
 def main() -> int:
     keep_pages()  # as a worker does
     asked = _asked()
+    if asked.encoder is None and any(name not in DEFAULT for name in asked.only):
+        sys.exit("the parts called encoded want --encoder FILE.onnx, as python -m benchmarks.encoder makes one")
     record = Record.open(NAME, quick=asked.quick)
     for name in asked.only:
         for data_set in [each for each in asked.data_sets if each in PARTS[name].data_sets]:
             for seed in asked.seeds:
                 data = datasets.load(asked.data, data_set)
-                setting = Setting(data, seed, asked.quick, asked.scratch, PanelSpec(**asked.panel))
+                setting = Setting(data, seed, asked.quick, asked.scratch, PanelSpec(**asked.panel), asked.encoder)
                 print(f"{time.strftime('%H:%M:%S')} {name} {data_set} seed {seed}", flush=True)
                 began = time.monotonic()
                 measured = list(PARTS[name].measure(setting))
@@ -70,11 +79,12 @@ def main() -> int:
 def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with gtsrb.npz, cifar10.npz, …")
-    parser.add_argument("--only", type=_parts, default=list(PARTS), help=f"of {', '.join(PARTS)}, or how they begin")
+    parser.add_argument("--only", type=_parts, default=list(DEFAULT), help=f"of {', '.join(PARTS)}, or how they begin")
     parser.add_argument("--data-sets", type=_data_sets, default=list(datasets.NAMES))
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="a smaller run for a first look; writes no file")
     parser.add_argument("--panel", type=_panel, default={}, help="steps=…,final_steps=…,width=…,rounds=…")
+    parser.add_argument("--encoder", type=_encoder, help="FILE.onnx, for the parts called encoded")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "winnow-detection")
     return parser.parse_args()
 
@@ -92,6 +102,10 @@ def _data_sets(text: str) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not one of {', '.join(datasets.NAMES)}")
     return text.split(",")
+
+
+def _encoder(text: str) -> Encoder:
+    return Encoder.read(Path(text))
 
 
 def _numbers(text: str) -> list[int]:

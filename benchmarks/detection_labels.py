@@ -70,9 +70,9 @@ def measure(setting: Setting, kind: str) -> Iterator[Measured]:
         column = looked.at((detector,)).candidates[:, 0]
         value = auroc(column[looked.is_poison], column[~looked.is_poison])
         yield Measured(setting.claim(*name, detector, "auroc"), value, n=len(column))
-        yield from _rates(setting, looked.at((detector,)), (*name, detector), SHOWN, SHOWN)
+        yield from rates(setting, looked.at((detector,)), (*name, detector), SHOWN, SHOWN)
     default = looked.at((FILTER, *setting.panel.detectors))
-    yield from _rates(setting, default, (*name, "panel"), at_least(wanted), at_most(ALPHA))
+    yield from rates(setting, default, (*name, "panel"), at_least(wanted), at_most(ALPHA))
     yield Measured(setting.claim(*name, "panel", "seconds"), looked.panel_seconds, unit="s")
     yield Measured(setting.claim(*name, "confirmed"), looked.confirmed, n=len(looked.candidates))
     yield Measured(setting.claim(*name, "poison-confirmed"), looked.poison_confirmed, n=int(looked.is_poison.sum()))
@@ -82,13 +82,13 @@ def compare(setting: Setting, kind: str) -> Iterator[Measured]:
     """The same scores, judged by other panels, and by the default one with other combinations of its p-values."""
     looked = looked_at(setting, kind)
     for panel, detectors in PANELS.items():
-        yield from _rates(setting, looked.at((FILTER, *detectors)), ("panels", kind, panel), SHOWN, SHOWN)
+        yield from rates(setting, looked.at((FILTER, *detectors)), ("panels", kind, panel), SHOWN, SHOWN)
     default = looked.at((FILTER, *setting.panel.detectors))
     for combine in ("joint", "power_mean", "simes", "cauchy"):
-        yield from _rates(setting, default, ("panels", kind, f"default-by-{combine}"), SHOWN, SHOWN, combine)
+        yield from rates(setting, default, ("panels", kind, f"default-by-{combine}"), SHOWN, SHOWN, combine)
 
 
-def _rates(
+def rates(
     setting: Setting, looked: Looked, name: tuple[str, ...], found: Bar, lost: Bar, combine: str = "auto"
 ) -> Iterator[Measured]:
     judgement = looked.judged(false_quarantine_rate=ALPHA, combine=combine)
@@ -113,7 +113,8 @@ def looked_at(setting: Setting, kind: str, *, poisoned: float = POISONED) -> Loo
         filters = _filters(setting, trusted, count)
         return look(setting, found[0], shown(setting.data, parts.trusted), found[1], filters, groups)
 
-    return kept(setting, f"labels-{kind}-{poisoned:g}", make)
+    name = "labels" if setting.encoder is None else f"encoded-{setting.encoder.sha256[:8]}"
+    return kept(setting, f"{name}-{kind}-{poisoned:g}", make)
 
 
 def poisoned_candidates(

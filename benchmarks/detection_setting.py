@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import models
 from benchmarks.datasets import ImageSet
 from models.device import has_bfloat16, pick_device
+from models.encoder import Encoder
 from models.filtering import CrossFit, FilterFit, cross_fit_filter, fit_filter
 from models.panel.panel import fit_panel
 from models.panel.pool import Pool, folds_of
@@ -25,7 +26,7 @@ from worker.examiner import Examiner
 from worker.judging import Judgement, judge
 from worker.scored import Detectors, Scored
 
-ALL_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
+ALL_DETECTORS: tuple[DetectorName, ...] = tuple(name for name in get_args(DetectorName) if name != "encoder_loss")
 
 QUICK_FILTER = ResidualSpec(fit=ResidualSpec().fit.model_copy(update={"epochs": 4}))
 FITTED_BY = ("panel", "detectors", "filtering", "autoencoders")
@@ -50,6 +51,7 @@ class Setting:
     quick: bool
     scratch: Path
     panel: PanelSpec
+    encoder: Encoder | None = None
 
     @property
     def spec(self) -> SanitiseSpec:
@@ -88,6 +90,7 @@ class Looked:
     panel_seconds: float
     confirmed: float  # the share of the candidates whose label the panel confirmed in the end
     poison_confirmed: float  # the same of the poison
+    encoding_seconds: float = 0.0  # that the panel's images took, where there was an encoder
 
     def at(self, names: tuple[str, ...]) -> Looked:
         """Only these detectors."""
@@ -141,7 +144,8 @@ def look(
     groups: tuple[Labels, Labels],
 ) -> Looked:
     """Fits a panel of all detectors and scores. groups: of the trusted images and of the candidates."""
-    spec = setting.spec.model_copy(update={"panel": setting.panel.model_copy(update={"detectors": ALL_DETECTORS})})
+    detectors = ALL_DETECTORS if setting.encoder is None else (*ALL_DETECTORS, "encoder_loss")
+    spec = setting.spec.model_copy(update={"panel": setting.panel.model_copy(update={"detectors": detectors})})
     known = groups[1] if setting.data.groups is not None else None
     pool = Pool(
         np.concatenate([candidates.images, trusted.images]),
@@ -155,17 +159,21 @@ def look(
         np.arange(len(candidates) + len(trusted)) >= len(candidates),
         setting.data.num_classes,
     )
-    began = time.monotonic()
+    began, encode = time.monotonic(), None if setting.encoder is None else setting.encoder.encode
+    if encode is not None:
+        pool = replace(pool, encoded=encode(pool.images))
+    encoded = time.monotonic()
     panel_fit = fit_panel(
         pool,
         np.arange(len(pool)),
         spec.panel,
         reconstruct=filters.filter.reconstruct,
+        encode=encode,
         seed=spec.seed,
         watch_for=lambda phase: Silent(),  # noqa: ARG005
         checkpoints=Forgetful(),
     )
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - encoded
     examiner = Examiner(filters.filter, panel_fit.panel)
     scores = examiner.score(pool.images, pool.labels, pool.folds, np.arange(len(pool)))
     confirmed = panel_fit.confirmed[: len(candidates)]
@@ -181,6 +189,7 @@ def look(
         seconds,
         float(confirmed.mean()),
         poison_confirmed,
+        encoded - began,
     )
 
 

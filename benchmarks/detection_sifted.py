@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -39,12 +40,13 @@ FREE_SEEDS = 2 / 3
 def measure(setting: Setting, kind: str) -> Iterator[Measured]:
     wanted = KINDS[kind]
     looked = looked_at(setting, kind)
-    poisoned, name = looked.is_poison, ("sifted", kind)
+    poisoned, name = looked.is_poison, ("sifted" if setting.encoder is None else "encoded-sifted", kind)
     within = int((looked.trusted & poisoned).sum())
     free = Measured(setting.claim(*name, "reference-free-of-poison"), float(within == 0), at_least(FREE_SEEDS))
     yield free
     yield share(setting.claim(*name, "reference-poison"), within, int(looked.trusted.sum()))
-    default = looked.at((looked.names[0], *setting.panel.detectors))
+    with_it = () if setting.encoder is None else ("encoder_loss",)
+    default = looked.at((looked.names[0], *setting.panel.detectors, *with_it))
     judgement = default.judged(false_quarantine_rate=ALPHA)
     flagged = judgement.flagged
     hits, alarms = int(flagged[poisoned].sum()), int(flagged[~poisoned].sum())
@@ -69,18 +71,24 @@ def looked_at(setting: Setting, kind: str) -> Looked:
         shown, is_poison = poisoned_candidates(setting, parts, kind, POISONED)
         return _look(setting, shown, is_poison, groups_of(setting.data, parts.candidates))
 
-    return kept(setting, f"sifted-{kind}-{POISONED:g}", make)
+    name = "sifted" if setting.encoder is None else f"encoded-{setting.encoder.sha256[:8]}-sifted"
+    return kept(setting, f"{name}-{kind}-{POISONED:g}", make)
 
 
 def _look(setting: Setting, shown: Shown, is_poison: Bools, groups: Labels) -> Looked:
     """As the worker does it without a reference."""
     detectors = tuple(name for name in ALL_DETECTORS if name != "reconstruction_divergence")  # no filter yet
+    if setting.encoder is not None:
+        detectors = (*detectors, "encoder_loss")
     spec = setting.spec.model_copy(update={"panel": setting.panel.model_copy(update={"detectors": detectors})})
     count, seed = len(shown), setting.seed
     known, nobody = (None if setting.data.groups is None else groups), np.zeros(count, np.bool_)
     folds = folds_of(count, known, seed=seed, what="candidates")
     pool = Pool(shown.images, shown.labels, folds, nobody, setting.data.num_classes)
-    rows, began = np.arange(count), time.monotonic()
+    rows, began, encode = np.arange(count), time.monotonic(), None
+    if setting.encoder is not None:
+        encode = setting.encoder.encode
+        pool = replace(pool, encoded=encode(pool.images))
 
     def watch_for(_phase: str) -> Watch:
         return Silent()
@@ -92,6 +100,7 @@ def _look(setting: Setting, shown: Shown, is_poison: Bools, groups: Labels) -> L
         spec.panel,
         start=start.chosen,
         reconstruct=lambda images, folds: images,  # noqa: ARG005
+        encode=encode,
         seed=seed,
         watch_for=watch_for,
         checkpoints=Forgetful(),

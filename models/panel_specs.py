@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.spec_fields import Spec, Width
 
@@ -19,10 +19,21 @@ DetectorName = Literal[
     "recurring_pattern",
     "duplicates",
     "reconstruction_divergence",
+    "encoder_loss",
 ]
 
+EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
 CHOOSES_REFERENCE: frozenset[DetectorName] = frozenset(
-    {"label_loss", "unchecked_loss", "poison_gain", "label_agreement", "spectral_signature", "activation_clustering"}
+    {
+        "label_loss",
+        "unchecked_loss",
+        "poison_gain",
+        "label_agreement",
+        "spectral_signature",
+        "activation_clustering",
+        "encoder_loss",
+    }
 )
 """Through these, or others like them, a reference is sifted out of the candidates: it lacks their larger scores."""
 
@@ -36,6 +47,9 @@ class PanelSpec(Spec):
     detectors: tuple[DetectorName, ...] = Field(
         ("label_loss", "unchecked_loss", "spectral_signature", "recurring_patch", "recurring_pattern"),
         description="each more costs the others a part of the error rate they share",
+    )
+    encoder: EncoderName | None = Field(
+        None, description="a pretrained network of the deployment's; naming one adds the detector encoder_loss"
     )
     max_images: Annotated[int, Field(ge=500)] = Field(
         20_000,
@@ -56,3 +70,19 @@ class PanelSpec(Spec):
         if len(set(value)) != len(value):
             raise ValueError("name each detector once")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _an_encoder_is_named_to_be_asked(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("encoder") is None:
+            return given
+        asked = given.get("detectors", cls.model_fields["detectors"].default)
+        if not isinstance(asked, list | tuple) or "encoder_loss" in asked:
+            return given
+        return {**given, "detectors": [*asked, "encoder_loss"]}
+
+    @model_validator(mode="after")
+    def _encoder_loss_needs_an_encoder(self) -> Self:
+        if "encoder_loss" in self.detectors and self.encoder is None:
+            raise ValueError("encoder_loss needs an encoder: name one, or leave the detector out")
+        return self

@@ -37,6 +37,9 @@ class Settings(BaseSettings):
         "127.0.0.1",
         description="proxies whose X-Forwarded-Proto and X-Forwarded-For are believed: addresses, networks, or *",
     )
+    encoders: Path = Field(
+        Path(), description="folder of NAME.onnx, pretrained encoders that jobs may name; default: home/encoders"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     max_upload_bytes: int = Field(20 * 1024 * MIB, gt=0, description="largest upload accepted")
@@ -155,6 +158,7 @@ class Settings(BaseSettings):
             update={
                 "home": home,
                 "database_url": _driven(self.database_url) or f"sqlite:///{home / 'winnow.db'}",
+                "encoders": home / "encoders" if self.encoders == Path() else self.encoders.expanduser().resolve(),
                 "storage": home / "storage" if self.storage == Path() else self.storage.expanduser().resolve(),
             }
         )

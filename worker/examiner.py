@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,16 @@ from models.panel.panel import Panel
 
 Scores = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class Examiner:
-    """panel is None where the filters judge alone."""
+    """panel is None where the filters judge alone. encoder: name and sha256 of the one that the panel asks, or None."""
 
     filter: CrossFilter
     panel: Panel | None
+    encoder: dict[str, Any] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from models.filtering import CrossFilter, Filter
+from models.panel.detectors import Encode
 from models.panel.packing import pack_panel, unpack_panel
 from worker.examiner import Examiner, Labels, Listing
 
@@ -26,6 +29,7 @@ def pack_examiner(examiner: Examiner, listing: Listing) -> bytes:
         for name, value in fitted.state().items()
     }
     notes: dict[str, object] = {"filters": [fitted.meta() for fitted in filters], "panel": None}
+    notes["encoder"] = examiner.encoder
     if examiner.panel is not None:
         own, notes["panel"] = pack_panel(examiner.panel)
         arrays |= {f"panel.{name}": value for name, value in own.items()}
@@ -34,9 +38,11 @@ def pack_examiner(examiner: Examiner, listing: Listing) -> bytes:
     return save_tensors(arrays)
 
 
-def unpack_examiner(data: bytes) -> tuple[Examiner, Listing]:
+def unpack_examiner(data: bytes, encoder_of: Callable[[Mapping[str, Any]], Encode]) -> tuple[Examiner, Listing]:
+    """encoder_of: finds again the encoder of such facts as `Examiner` holds; asked only where there was one."""
     arrays = load_tensors(data)
     notes = json.loads(arrays[NOTES].tobytes())
+    facts = notes["encoder"]
     filters = tuple(Filter.load(_under(arrays, f"filter.{fold}"), meta) for fold, meta in enumerate(notes["filters"]))
     crossed = CrossFilter(filters)
     panel = None
@@ -46,9 +52,10 @@ def unpack_examiner(data: bytes) -> tuple[Examiner, Listing]:
             notes["panel"],
             image_shape=filters[0].image_shape,
             reconstruct=crossed.reconstruct,
+            encode=encoder_of(facts) if facts else None,
         )
     labels, folds, rows = (arrays[f"listing.{name}"].astype(np.int64) for name in LISTED)
-    return Examiner(crossed, panel), Listing(labels, folds, rows)
+    return Examiner(crossed, panel, facts), Listing(labels, folds, rows)
 
 
 def _narrow(numbers: Labels) -> NDArray[np.unsignedinteger]:

@@ -19,6 +19,7 @@ from models.training import Watch
 from service.errors import UnusableDataset
 from service.jobs.suitable import NO_DIVERGENCE
 from worker.context import Context, StorageCheckpoints
+from worker.encoders import Eye
 from worker.examiner import Examiner
 from worker.pooling import Listings, bounded, draw_pool, list_images, teaching
 from worker.sets import Sets
@@ -48,6 +49,7 @@ class Fitted:
     panel_fit: PanelFit | None
     sifting: dict[str, Any] | None
     uses_panel: bool
+    eye: Eye | None = None
 
     @property
     def filter_fit(self) -> CrossFit:
@@ -55,7 +57,8 @@ class Fitted:
 
     @property
     def examiner(self) -> Examiner:
-        return Examiner(self.filter_fit.filter, self.panel if self.uses_panel else None)
+        encoder = self.eye.facts if self.eye and self.uses_panel else None
+        return Examiner(self.filter_fit.filter, self.panel if self.uses_panel else None, encoder)
 
     @property
     def panel(self) -> Panel | None:
@@ -69,26 +72,44 @@ def uses_panel(spec: SanitiseSpec) -> bool:
 
 def fit_all(context: Context, sets: Sets, spec: SanitiseSpec) -> Fitted:
     listings = list_images(sets, spec)
+    eye = _eye(context, sets, spec) if sets.sifted or uses_panel(spec) else None
     if sets.sifted:
-        sets, panel_fit, notes = _sift(context, sets, listings, spec)
-        return Fitted(sets, listings, _fit_filter(context, sets, listings, spec), panel_fit, notes, uses_panel(spec))
+        sets, panel_fit, notes = _sift(context, sets, listings, spec, eye)
+        found = _fit_filter(context, sets, listings, spec)
+        return Fitted(sets, listings, found, panel_fit, notes, uses_panel(spec), eye)
     found = _fit_filter(context, sets, listings, spec)
     if not uses_panel(spec):
         return Fitted(sets, listings, found, None, None, False)
     pool, rows = draw_pool(sets, listings, spec)
-    panel_fit = _fit_panel(context, pool, rows, spec, None, found.fit)
-    return Fitted(sets, listings, found, panel_fit, None, True)
+    panel_fit = _fit_panel(context, _encoded(context, pool, eye), rows, spec, None, found.fit, eye)
+    return Fitted(sets, listings, found, panel_fit, None, True, eye)
+
+
+def _eye(context: Context, sets: Sets, spec: SanitiseSpec) -> Eye | None:
+    """The encoder that is asked for, tried on one image: what it refuses is told before anything is fitted."""
+    if spec.panel.encoder is None:
+        return None
+    eye = Eye(context.settings, spec.panel.encoder)
+    eye.encode(sets.candidate_reader.images(np.zeros(1, np.int64)))
+    return eye
+
+
+def _encoded(context: Context, pool: Pool, eye: Eye | None) -> Pool:
+    if eye is None:
+        return pool
+    return replace(pool, encoded=eye.encode(pool.images, context.progress.enter("encoding", unit="images")))
 
 
 def _sift(
-    context: Context, sets: Sets, listings: Listings, spec: SanitiseSpec
+    context: Context, sets: Sets, listings: Listings, spec: SanitiseSpec, eye: Eye | None
 ) -> tuple[Sets, PanelFit, dict[str, Any]]:
     """The sets with what of the candidates is trusted in the end, and the panel that said so."""
     pool, rows = draw_pool(sets, listings, spec)
+    pool = _encoded(context, pool, eye)
     start = starting_set(
         pool, spec.panel, seed=spec.seed, watch_for=context.progress.enter, checkpoints=context.checkpoints
     )
-    panel_fit = _fit_panel(context, pool, rows, spec, start.chosen, None)
+    panel_fit = _fit_panel(context, pool, rows, spec, start.chosen, None, eye)
     chosen = rows[trusted_at_last(panel_fit, pool, start)]
     chosen = bounded(np.sort(chosen), 2 * spec.filter.max_images, seed=spec.seed)
     if len(chosen) < FEWEST_SIFTED:
@@ -108,6 +129,7 @@ def _fit_panel(
     spec: SanitiseSpec,
     start: NDArray[np.bool_] | None,
     filter_fit: CrossFit | None,
+    eye: Eye | None,
 ) -> PanelFit:
     def reconstruct(images: Images, folds: Labels) -> Images:
         if filter_fit is None:
@@ -120,6 +142,7 @@ def _fit_panel(
         spec.panel,
         start=start,
         reconstruct=reconstruct,
+        encode=eye.encode if eye else None,
         seed=spec.seed,
         watch_for=context.progress.enter,
         checkpoints=context.checkpoints,

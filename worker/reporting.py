@@ -86,7 +86,7 @@ def _panel_notes(fitted: Fitted, judgement: Judgement) -> dict[str, Any]:
     """How the panel came about, and how its p-values became one where there were several."""
     notes: dict[str, Any] = {}
     if fitted.panel_fit is not None:
-        notes["panel"] = fitted.panel_fit.notes
+        notes["panel"] = fitted.panel_fit.notes | ({"encoder": fitted.eye.facts} if fitted.eye else {})
     if len(judgement.panel.names) > 1 and judgement.rate is not None:
         notes["combined_by"] = judgement.test.way
     return notes

@@ -33,6 +33,7 @@ from worker.suspects import suspicious_reference
 from worker.treating import Treatment, write_version
 
 PANEL_PHASES = {"believing": 25.0, "checking": 35.0}
+ENCODING = {"encoding": 20.0}
 
 
 def run(context: Context) -> Outcome:
@@ -55,9 +56,10 @@ def run(context: Context) -> Outcome:
 def plan_of(spec: SanitiseSpec, *, sifted: bool) -> dict[str, float]:
     """The phases and their shares, in the order in which they come."""
     panel = PANEL_PHASES if sifted or uses_panel(spec) else {}
+    encoding = ENCODING if panel and spec.panel.encoder else {}
     search = {"search": 100.0} if spec.search else {}
     filter_ = {**search, **filter_phases()}
-    fits = {"sifting": 20.0, **panel, **filter_} if sifted else {**filter_, **panel}
+    fits = {**encoding, "sifting": 20.0, **panel, **filter_} if sifted else {**filter_, **encoding, **panel}
     return {**fits, "calibrating": 5.0, "scoring": 20.0, "writing": 5.0, "report": 5.0}
 
 

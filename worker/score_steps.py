@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
+from models.panel.detectors import Encode
 from models.training import Watch
 from service.datasets.shards import ShardReader
 from service.errors import Corrupt
@@ -15,6 +17,7 @@ from service.jobs import artifacts
 from service.jobs.steps import StepClaim
 from worker.context import Context
 from worker.datasets import open_version
+from worker.encoders import Eye
 from worker.examiner import Examiner, Listing, Scores
 from worker.examiner_file import pack_examiner, unpack_examiner
 from worker.fanout import fan_out
@@ -69,4 +72,8 @@ def _load(context: Context, key: str, digest: str) -> tuple[Examiner, Listing, S
     if hashlib.sha256(data).hexdigest() != digest:
         raise Corrupt(f"{key} is not what was written. Retry the job.")
     _, reader = open_version(context, context.claim.inputs["dataset"])
-    return *unpack_examiner(data), reader
+
+    def encoder_of(facts: Mapping[str, Any]) -> Encode:
+        return Eye(context.settings, facts["name"], sha256=facts["sha256"]).encode
+
+    return *unpack_examiner(data, encoder_of), reader

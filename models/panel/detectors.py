@@ -11,6 +11,7 @@ import numpy as np
 from models.detectors import (
     activation_clustering,
     duplicates,
+    encoder_loss,
     label_agreement,
     label_loss,
     poison_gain,
@@ -21,13 +22,15 @@ from models.detectors import (
     unchecked_loss,
 )
 from models.images import Images
-from models.panel.pool import FOLDS, Bools, Labels
+from models.panel.encoded import cross_fit_losses
+from models.panel.pool import FOLDS, Bools, Labels, Pool
 from models.panel.views import Float32s, View
 from models.seeding import derive_seed
 from models.specs import DetectorName
 
 Reconstruct = Callable[[Images, Labels], Images]
 LogProbabilities = Callable[[Images, Labels], Float32s]
+Encode = Callable[[Images], Float32s]
 
 NEIGHBOURS = 10
 
@@ -139,10 +142,21 @@ class Divergence:
 
 
 @dataclass(frozen=True, eq=False)
+class Encoded:
+    """−log p(label) of a linear classifier of what a pretrained encoder sees."""
+
+    encode: Encode
+    fitted: encoder_loss.EncoderLoss
+
+    def score(self, view: View) -> Float32s:
+        return self.fitted.score(self.encode(view.images), view.labels)
+
+
+@dataclass(frozen=True, eq=False)
 class Means:
     """What fitting a detector may use. confirmed, known: bool over the view's images.
 
-    known: those that taught the first classifiers, trusted or sifted.
+    known: those that taught the first classifiers, trusted or sifted. pool: what the view shows, encoded by `encode`.
     """
 
     view: View
@@ -151,6 +165,8 @@ class Means:
     seed: int
     reconstruct: Reconstruct
     answers: LogProbabilities
+    encode: Encode | None = None
+    pool: Pool | None = None
 
 
 def fit_detector(name: DetectorName, means: Means) -> Fitted:
@@ -215,6 +231,13 @@ def _patterns(means: Means) -> Fitted:
     return PerFold(tuple(parts))
 
 
+def _encoder_loss(means: Means) -> Fitted:
+    if means.encode is None or means.pool is None:
+        raise ValueError("encoder_loss needs an encoder")
+    fitted = cross_fit_losses(means.pool, means.confirmed, means.known)
+    return PerFold(tuple(Encoded(means.encode, part) for part in fitted))
+
+
 def _surprise(view: View) -> Float32s:
     """How little the checked classifier believes each label, (n,) in [0, 1]."""
     believed = np.exp(view.checked[np.arange(len(view)), view.labels])
@@ -231,6 +254,7 @@ _FITS: dict[str, Callable[[Means], Fitted]] = {
     "recurring_patch": _recurrences,
     "recurring_pattern": _patterns,
     "duplicates": _copies,
+    "encoder_loss": _encoder_loss,
     "reconstruction_divergence": lambda means: Divergence(means.reconstruct, means.answers),
 }
 
@@ -244,6 +268,7 @@ MODULES = {
     "recurring_patch": recurring_patch,
     "recurring_pattern": recurring_pattern,
     "duplicates": duplicates,
+    "encoder_loss": encoder_loss,
     "reconstruction_divergence": reconstruction_divergence,
 }
 """Where each says what it sees and what it cannot."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from models.detectors.activation_clustering import ActivationClustering
 from models.detectors.duplicates import DuplicateIndex
+from models.detectors.encoder_loss import EncoderLoss
 from models.detectors.label_agreement import LabelAgreement
 from models.detectors.recurring_patch import RecurringPatch
 from models.detectors.recurring_pattern import RecurringPattern
@@ -23,6 +24,8 @@ from models.panel.detectors import (
     Agreement,
     Copies,
     Divergence,
+    Encode,
+    Encoded,
     Fitted,
     LabelLoss,
     Pattern,
@@ -40,7 +43,14 @@ from models.panel.views import Float32s
 
 Arrays = dict[str, NDArray[Any]]
 Index = TypeVar(
-    "Index", LabelAgreement, SpectralSignature, ActivationClustering, DuplicateIndex, RecurringPatch, RecurringPattern
+    "Index",
+    LabelAgreement,
+    SpectralSignature,
+    ActivationClustering,
+    DuplicateIndex,
+    RecurringPatch,
+    RecurringPattern,
+    EncoderLoss,
 )
 
 WITHOUT_STATE: dict[str, Callable[[], Fitted]] = {
@@ -69,6 +79,7 @@ def unpack_panel(
     *,
     image_shape: tuple[int, int, int],
     reconstruct: Reconstruct,
+    encode: Encode | None = None,
 ) -> Panel:
     """The panel that gave `arrays` and `notes`, on `pick_device()`. Raises KeyError or ValueError for anything else."""
     believing, checked = (
@@ -85,11 +96,14 @@ def unpack_panel(
         found: Float32s = checked.see(images, folds)[0]
         return found
 
-    divergence = Divergence(reconstruct, answers)
-    detectors = tuple(
-        divergence if name == "reconstruction_divergence" else _detector(name, _under(arrays, name))
-        for name in notes["names"]
-    )
+    def detector(name: str) -> Fitted:
+        if name == "reconstruction_divergence":
+            return Divergence(reconstruct, answers)
+        if name == "encoder_loss":
+            return _encoded(_under(arrays, name), encode)
+        return _detector(name, _under(arrays, name))
+
+    detectors = tuple(map(detector, notes["names"]))
     return Panel(tuple(notes["names"]), purified, detectors, notes["num_classes"])
 
 
@@ -111,7 +125,7 @@ def _state(detector: Fitted) -> Arrays:
         return {f"{fold}.{key}": value for fold, part in parts.items() for key, value in part.items()}
     if isinstance(detector, Agreement):
         return _fields(detector.index)
-    if isinstance(detector, Signature | Recurrence | Pattern):
+    if isinstance(detector, Signature | Recurrence | Pattern | Encoded):
         return _fields(detector.fitted)
     if isinstance(detector, Copies):
         return {**_fields(detector.index), "indexed": np.array(detector.indexed)}
@@ -135,6 +149,12 @@ def _detector(name: str, arrays: Mapping[str, NDArray[Any]]) -> Fitted:
     if name == "recurring_pattern":
         return PerFold(tuple(Pattern(_restored(RecurringPattern, part)) for part in of_fold))
     raise ValueError(f"there is no detector {name!r}")
+
+
+def _encoded(arrays: Mapping[str, NDArray[Any]], encode: Encode | None) -> Fitted:
+    if encode is None:
+        raise ValueError("encoder_loss needs an encoder")
+    return PerFold(tuple(Encoded(encode, _restored(EncoderLoss, _under(arrays, str(fold)))) for fold in range(FOLDS)))
 
 
 def _fields(index: Any) -> Arrays:

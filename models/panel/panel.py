@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from models.images import Images
-from models.panel.detectors import Fitted, Means, Reconstruct, fit_detector
+from models.panel.detectors import Encode, Fitted, Means, Reconstruct, fit_detector
 from models.panel.pool import Bools, Labels, Pool
 from models.panel.purification import Purified, purify
 from models.panel.views import Float32s, View
@@ -56,6 +56,7 @@ def fit_panel(
     *,
     start: Bools | None = None,
     reconstruct: Reconstruct,
+    encode: Encode | None = None,
     seed: int,
     watch_for: Callable[[str], Watch],
     checkpoints: Checkpoints,
@@ -63,6 +64,7 @@ def fit_panel(
     """Announces the phases "believing" and "checking". reconstruct: uint8 images (n, h, w, c), folds (n,) to images.
 
     rows: (n,), distinct, ≥ 0. start: bool (n,), what the first round learns from; None takes the trusted images.
+    encode: uint8 images to features (n, d), as `pool.encoded` was made; encoder_loss needs both.
     Raises ValueError where nothing is trusted or the pool is too small for a detector, Diverged, Stopped.
     """
     known = pool.trusted if start is None else start
@@ -79,7 +81,7 @@ def fit_panel(
     def answers(images: Images, folds: Labels) -> Float32s:
         return purified.checked.see(images, folds)[0]
 
-    means = Means(view, purified.confirmed, known, seed, reconstruct, answers)
+    means = Means(view, purified.confirmed, known, seed, reconstruct, answers, encode, pool)
     fitted = tuple(fit_detector(name, means) for name in spec.detectors)
     notes = {
         "images": len(pool),

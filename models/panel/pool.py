@@ -17,11 +17,14 @@ LARGEST_GROUP = 0.1
 
 Labels = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Float32s = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
     """images: uint8 (n, h, w, c); labels, folds: (n,); trusted: bool (n,), those that somebody vouches for.
+
+    encoded: (n, d), what a pretrained encoder sees in each, where there is one.
 
     Images of one object lie in one fold where it is known: a trusted image teaches what judges the other fold, and
     calibrates in its own, where nothing that judges it has seen it or its like.
@@ -32,12 +35,15 @@ class Pool:
     folds: Labels
     trusted: Bools
     num_classes: int
+    encoded: Float32s | None = None
 
     def __post_init__(self) -> None:
         check_images(self.images)
         check_labels(self.images, self.labels, self.num_classes)
         if self.folds.shape != self.labels.shape or self.trusted.shape != self.labels.shape:
             raise ValueError("want a fold and a mark of trust for each image")
+        if self.encoded is not None and len(self.encoded) != len(self.labels):
+            raise ValueError(f"{len(self.encoded)} images were encoded, of {len(self.labels)}")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -21,6 +21,7 @@ from models.detectors.recurring_patch import RecurringPatch
 from models.detectors.recurring_pattern import RecurringPattern
 from models.detectors.spectral_signature import SpectralSignature
 from models.images import Images
+from models.panel.encoded import losses
 from models.panel.panel import PanelFit
 from models.panel.pool import FOLDS, Bools, Pool
 from models.panel.purification import CrossFitted, cross_fit
@@ -58,7 +59,8 @@ def starting_set(
     the label's log probability falls where a square of the image is hidden, which takes a patch's trigger away but
     little of a sign's meaning; the spectral signature; and what recurs in images whose label is surprising at the worst
     occlusion, as a patch or as a pattern. The first three rank an image in its class, the last two among all: half of a
-    class may be poison. Raises Diverged, Stopped.
+    class may be poison. Where the pool was encoded, the loss of the label in the encoder's features is a test in its
+    class, too. Raises Diverged, Stopped.
     Source of the occlusion test: ours; kin to Chou et al. 2020 (SentiNet) and Xiang et al. 2021 (PatchGuard).
     """
     fitted = cross_fit(
@@ -74,6 +76,8 @@ def starting_set(
     log_p, features = fitted.see(pool.images, pool.folds)
     gap = occlusion_gap(fitted, pool, log_p)
     tests = [label_loss(log_p, pool.labels), gap, _signatures(pool, features)]
+    if pool.encoded is not None:
+        tests.append(losses(pool, np.ones(len(pool), np.bool_), np.zeros(len(pool), np.bool_)))
     suspicion = np.max([ranks_in_class(test, pool) for test in tests], axis=0)
     believed = np.exp(log_p[np.arange(len(pool)), pool.labels] - np.maximum(gap, 0))
     recurring = [ranks(test) for test in _recurring(pool, np.clip(1 - believed, 0, 1))]
@@ -85,6 +89,8 @@ def trusted_at_last(fit: PanelFit, pool: Pool, start: Start) -> Bools:
     believing, _ = fit.panel.purified.believing.see(pool.images, pool.folds)
     checked = fit.panel.answers(pool.images, pool.folds)
     tests = [label_loss(checked, pool.labels), poison_gain(believing, checked, pool.labels)]
+    if pool.encoded is not None:
+        tests.append(losses(pool, fit.confirmed, start.chosen))
     suspicion = np.max([start.suspicion, *(ranks_in_class(test, pool) for test in tests)], axis=0)
     return least_in_class(np.where(fit.confirmed, suspicion, np.inf), pool, TRUSTED_SHARE)
 

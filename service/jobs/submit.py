@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.specs import PARAMS_OF_JOB, DistillSpec, HardenSpec, SanitiseSpec, Spec
-from service import quotas
+from service import encoders, quotas
 from service.audit import STACK, Action, Actor, append
 from service.datasets import repository as datasets
 from service.errors import Conflict, IdempotencyConflict, InvalidParams
@@ -58,6 +58,7 @@ def submit(session: Session, request: Request, settings: Settings) -> Job:
         return earlier
     spec = parse_params(request.type, request.params)
     _check_inputs(session, request, spec)
+    _check_encoder(settings, spec)
     _check_quotas(session, settings, request)
     job = add_job(
         session,
@@ -153,6 +154,12 @@ def _check_inputs(session: Session, request: Request, spec: Spec) -> None:
             check_trainable(dataset, others["calibrate_on"], spec.distill, held_share=HALF if same else 1.0)
         else:
             check_trainable(dataset, reference, spec.distill, held_share=HALF)
+
+
+def _check_encoder(settings: Settings, spec: Spec) -> None:
+    sanitise = spec.sanitise if isinstance(spec, HardenSpec) else spec
+    if isinstance(sanitise, SanitiseSpec) and sanitise.panel.encoder is not None:
+        encoders.find(settings, sanitise.panel.encoder)
 
 
 def _check_names(request: Request, required: frozenset[str], optional: frozenset[str]) -> None:

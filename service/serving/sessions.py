@@ -10,8 +10,8 @@ from typing import Any
 
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from models.onnx_errors import RUNTIME_ERRORS, first_line
 from service.serving.errors import CudaMissing, ModelFault
 
 CPU = "CPUExecutionProvider"
@@ -23,16 +23,6 @@ CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",
 }
 ERRORS_ONLY = 3
-RUNTIME_ERRORS: tuple[type[Exception], ...] = (
-    native.EPFail,
-    native.Fail,
-    native.InvalidArgument,
-    native.InvalidGraph,
-    native.InvalidProtobuf,
-    native.NotImplemented,
-    native.RuntimeException,
-    ValueError,  # a feed that lacks an input
-)
 
 
 @dataclass(frozen=True)
@@ -151,8 +141,3 @@ class Runtime:
         if self.plan.strict:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return options
-
-
-def first_line(error: Exception) -> str:
-    """ONNX Runtime's messages run over many lines; the first says what happened."""
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

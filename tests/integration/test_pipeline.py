@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from models.evaluate_specs import CHEAP
-from service.client import Job, WinnowClient
+from service.client import Job, ProblemError, WinnowClient
 from service.embedded.running import RunningStack
+from tests.encoders import line_encoder
 from tests.integration.conftest import FAST_FILTER, Digits, finished
 from worker.caveats import POORLY_TOLD
 
@@ -177,3 +179,24 @@ def test_working_resolutions(client: WinnowClient, digits: Digits, size: int) ->
     )
     assert job.result is not None
     assert job.result["image_shape"] == [size, size, 3]
+
+
+def test_an_encoder_of_the_operators_is_asked_by_every_worker(
+    stack: RunningStack, client: WinnowClient, sets: dict[str, str]
+) -> None:
+    folder = stack.home / "encoders"
+    folder.mkdir(exist_ok=True)
+    (folder / "lines.onnx").write_bytes(line_encoder(channels=3))
+    (folder / "noise.onnx").write_bytes(b"no network")
+    params = {**FAST_FILTER, "false_quarantine_rate": 0.3, "panel": {**FAST_FILTER["panel"], "encoder": "lines"}}
+    inputs = {"dataset": sets["signs"], "reference": sets["trusted"]}
+    job = finished(client, client.submit("sanitise", **inputs, params=params))
+    assert "encoder_loss" in (job.result or {})["detectors"]
+    report = json.loads(client.report(job.id, "json"))
+    assert report["notes"]["panel"]["encoder"]["sha256"] == hashlib.sha256(line_encoder(channels=3)).hexdigest()
+    params["panel"]["encoder"] = "noise"
+    failed = finished(client, client.submit("sanitise", **inputs, params=params), state="failed")
+    assert failed.error is not None and failed.error["code"] == "encoder_unfit"
+    params["panel"]["encoder"] = "nobody"
+    with pytest.raises(ProblemError, match="There is: lines, noise"):
+        client.submit("sanitise", **inputs, params=params)

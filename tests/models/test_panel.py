@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 
 from models.attacks.triggers import Patch
 from models.calibration import conformal_p_values
+from models.encoder import Encoder
 from models.images import Images
 from models.panel import purification
 from models.panel.detectors import Means, Reconstruct, fit_detector
@@ -23,6 +24,7 @@ from models.panel.purification import purify, without_lost_classes
 from models.panel.views import View
 from models.specs import DetectorName, PanelSpec
 from models.training import Forgetful, Silent, Stopped
+from tests.encoders import line_encoder
 
 SIDE, CLASSES, TRUSTED = 12, 3, 240
 SPEC = PanelSpec(
@@ -160,6 +162,37 @@ def test_a_panel_that_was_packed_scores_every_image_exactly_as_before() -> None:
     seen = [panel.score(pool.images, pool.labels, pool.folds, rows) for panel in (before, after)]
     assert np.isfinite(seen[0]).all()
     np.testing.assert_array_equal(*seen)
+
+
+def test_what_an_encoder_knows_finds_flips_where_the_panels_own_classifiers_learnt_nothing() -> None:
+    """One step for each classifier: all that is known of bars is the encoder's."""
+    given, encoder = case("flip"), Encoder(line_encoder(), name="lines")
+    pool, rows = replace(given.pool, encoded=encoder.encode(given.pool.images)), np.arange(len(given.pool))
+    spec = PanelSpec(encoder="lines", detectors=("label_loss",), rounds=1, steps=10, final_steps=10, width=4)
+    assert spec.detectors == ("label_loss", "encoder_loss")
+    panel = fit_panel(
+        pool,
+        rows,
+        spec,
+        reconstruct=unchanged,
+        encode=encoder.encode,
+        seed=3,
+        watch_for=lambda _: Silent(),
+        checkpoints=Forgetful(),
+    ).panel
+    scores = scores_of(panel, pool)
+    hit, lost = found(given, scores[:, 1], 0.05)
+    assert hit >= 0.9 and lost <= 0.12
+    assert found(given, scores[:, 0], 0.05)[0] < 0.5
+    few = rows[5:9]
+    beside_few = panel.score(pool.images[few], pool.labels[few], pool.folds[few], few)
+    np.testing.assert_array_equal(beside_few, scores[few])
+    arrays, notes = pack_panel(panel)
+    arrays, notes = load(save(arrays)), json.loads(json.dumps(notes))
+    again = unpack_panel(arrays, notes, image_shape=(SIDE, SIDE, 1), reconstruct=unchanged, encode=encoder.encode)
+    np.testing.assert_array_equal(scores_of(again, pool), scores)
+    with pytest.raises(ValueError, match="needs an encoder"):
+        unpack_panel(arrays, notes, image_shape=(SIDE, SIDE, 1), reconstruct=unchanged)
 
 
 def small_pool(labels: NDArray[np.int64], folds: NDArray[np.int64]) -> Pool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +17,14 @@ from service.settings import Settings
 from tests.service.conftest import MakeDataset
 
 TWO = {"a": 100, "b": 100}
+SETTINGS = Settings(encoders=Path("nowhere"))
 
 
 def ask(
     database: Database, kind: str, params: dict[str, Any] | None = None, key: str | None = None, **inputs: str
 ) -> str:
     with database.transaction() as session:
-        return submit.submit(session, submit.Request(kind, inputs, params or {}, key), Settings()).id
+        return submit.submit(session, submit.Request(kind, inputs, params or {}, key), SETTINGS).id
 
 
 def refusal(database: Database, kind: str, params: dict[str, Any] | None = None, **inputs: str) -> WinnowError:
@@ -58,6 +61,27 @@ def test_a_reference_too_small_for_alpha_names_the_smallest_it_can_promise(
     assert error.details["smallest"] == pytest.approx(1 / 241)
     assert "at least 333 images" in error.message
     assert ask(database, "sanitise", {"false_quarantine_rate": 0.005}, **sets)
+
+
+@pytest.mark.parametrize("kind", ["sanitise", "harden"])
+def test_an_encoder_that_the_operator_did_not_give_is_refused_with_what_there_is(
+    database: Database, sets: dict[str, str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = {"panel": {"encoder": "photos"}}
+    harden = {"sanitise": panel, "distill": {"abstention": {"alpha": 0.05}}}
+    asked = {"params": panel, **sets} if kind == "sanitise" else {"params": harden, "model": "m", **sets}
+    assert "WINNOW_ENCODERS" in refusal(database, kind, **asked).message
+    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", Settings(encoders=tmp_path))
+    (tmp_path / "signs.onnx").touch()
+    error = refusal(database, kind, **asked)
+    assert (error.code, error.details["encoders"]) == ("encoder_not_found", ["signs"])
+    (tmp_path / "photos.onnx").touch()
+    assert ask(database, kind, **asked)
+
+
+@pytest.mark.parametrize("name", ["../photos", "photos.onnx", "", "a/b", "-"])
+def test_an_encoders_name_is_no_path(database: Database, sets: dict[str, str], name: str) -> None:
+    assert refusal(database, "sanitise", {"panel": {"encoder": name}}, **sets).code == "invalid_params"
 
 
 def test_where_groups_count_a_rate_that_so_few_cannot_promise_is_refused_with_the_way_out(

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 
 from models.autoencoders.residual import ResidualDenoiser
 from models.filtering import CrossFilter, Filter
+from models.panel.detectors import Encode
 from models.seeding import seeded
+from service.errors import InvalidParams
+from service.settings import Settings
+from tests.encoders import line_encoder
+from worker.encoders import Eye
 from worker.examiner import Examiner, Listing
 from worker.examiner_file import pack_examiner, unpack_examiner
 
@@ -18,12 +28,16 @@ def a_filter(seed: int) -> Filter:
         return Filter(ResidualDenoiser(channels=3, **LAYERS).eval(), SHAPE, LAYERS)
 
 
+def nobody(facts: Mapping[str, Any]) -> Encode:
+    raise AssertionError(f"nobody named an encoder, and {facts} is asked for")
+
+
 def test_it_scores_the_same_and_numbers_of_any_size_come_back() -> None:
     examiner = Examiner(CrossFilter((a_filter(0), a_filter(1))), None)
     folds = np.arange(6) % 2
     listing = Listing(np.array([0, 1, 2, 9999, 300, 5]), folds, 4_999_994 + np.arange(6))
     data = pack_examiner(examiner, listing)
-    again, listed = unpack_examiner(data)
+    again, listed = unpack_examiner(data, nobody)
     for name in ("labels", "folds", "rows"):
         found = getattr(listed, name)
         assert found.dtype == np.int64 and found.tolist() == getattr(listing, name).tolist()
@@ -40,3 +54,14 @@ def test_a_listing_takes_as_many_bytes_as_its_numbers_need() -> None:
     numbers = np.arange(100_000)
     whole = len(pack_examiner(examiner, Listing(numbers % 43, numbers % 2, numbers)))
     assert whole - empty < 100_000 * (1 + 1 + 4) + 1000
+
+
+def test_a_worker_with_another_file_by_the_encoders_name_says_so(tmp_path: Path) -> None:
+    settings = Settings(encoders=tmp_path)
+    (tmp_path / "lines.onnx").write_bytes(line_encoder())
+    sha256 = Eye(settings, "lines").facts["sha256"]
+    assert Eye(settings, "lines", sha256=sha256).facts["sha256"] == sha256
+    (tmp_path / "lines.onnx").write_bytes(line_encoder(channels=3))
+    with pytest.raises(InvalidParams, match="not the file that this job began with") as caught:
+        Eye(settings, "lines", sha256=sha256)
+    assert caught.value.code == "encoder_changed"

@@ -21,6 +21,7 @@ KINDS: dict[str, Kind] = {
     "label_loss": "label",
     "unchecked_loss": "label",
     "label_agreement": "label",
+    "encoder_loss": "label",
     "poison_gain": "trigger",
     "spectral_signature": "trigger",
     "activation_clustering": "trigger",

@@ -20,6 +20,7 @@ NAMES = {
     "label_loss": "label loss",
     "unchecked_loss": "unchecked loss",
     "label_agreement": "label agreement",
+    "encoder_loss": "encoder loss",
     "poison_gain": "poison gain",
     "spectral_signature": "spectral signature",
     "activation_clustering": "activation clustering",

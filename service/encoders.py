@@ -1,0 +1,41 @@
+"""The pretrained encoders that an operator gave this deployment: files NAME.onnx in one folder.
+
+They are not a tenant's: an ONNX file is opened by native code, and whoever chooses it is trusted with the verdicts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from service.errors import InvalidParams
+from service.settings import Settings
+
+SUFFIX = ".onnx"
+SHOWN = 20
+
+
+def offered(settings: Settings) -> list[str]:
+    """The names that jobs may give, sorted."""
+    return sorted(path.stem for path in settings.encoders.glob(f"*{SUFFIX}") if path.is_file())
+
+
+def find(settings: Settings, name: str) -> Path:
+    """Raises InvalidParams where this deployment has no such encoder. `name` has been checked to be no path."""
+    path = settings.encoders / f"{name}{SUFFIX}"
+    if not path.is_file():
+        raise InvalidParams(
+            f"There is no encoder {name!r} here. {_what_there_is(settings)}",
+            code="encoder_not_found",
+            encoders=offered(settings),
+        )
+    return path
+
+
+def _what_there_is(settings: Settings) -> str:
+    names = offered(settings)
+    if not names:
+        return (
+            "The operator has put none into WINNOW_ENCODERS, the same folder for gateways and workers: leave "
+            "panel.encoder out."
+        )
+    return f"There is: {', '.join(names[:SHOWN])}{'…' if len(names) > SHOWN else ''}."
