@@ -24,6 +24,12 @@ back."""
 CLEAN_LEFT_OUT = 0.5
 """Of what is left out beside a reference chosen among the candidates, the share that is taken for clean."""
 
+EDGE = 0.995
+"""The share of those compared with that lies below what counts as far under a test."""
+NARROWEST = 1e-9
+"""Scores that hardly vary among those compared with are in units of this: whatever lies beyond them lies far beyond."""
+
+ROUNDING = 1 + 1e-9
 ROUNDS = 8
 MOST = 100_000
 """Candidates that are compared with: of more, so many drawn."""
@@ -73,20 +79,38 @@ class AmongCandidates:
             before, suspected = suspected, _most(out | _suspected(measured, self.calibration), measured)
             if (suspected == before).all():
                 break
-        self.clean_left_out = (
-            CLEAN_LEFT_OUT * float(suspected.mean()) if chosen_by is not None and any(chosen_by) else 0.0
-        )
         self._own = JointTest(self._sorted)
+        chosen = chosen_by is not None and bool(np.any(chosen_by))
+        self.clean_left_out = CLEAN_LEFT_OUT * float(suspected.mean()) if chosen else 0.0
+        self._farness = np.sort(self._far(scores[suspected]))
+        self._clean = len(scores) - CLEAN_LEFT_OUT * np.count_nonzero(suspected)
 
     def amended(self, p_values: Float64s, scores: Floats) -> Float64s:
         """The measure's p-values (k,) of images (k, t), the clean that are left out counted among those as rare.
 
-        What is left out itself keeps its own: there is nothing rarer.
+        Of what is left out, the farther from those compared with, the rarer: CLEAN_LEFT_OUT of those as far as an image
+        are taken for clean. What the tests that chose nothing find beyond all of the reference keeps its own.
         """
         if not self.clean_left_out:
             return p_values
-        out = (p_values <= _level(len(self.calibration))) | self._beyond.finds(finite(scores, "scores", dimensions=2))
-        return np.asarray(np.where(out, p_values, np.minimum(p_values + self.clean_left_out, 1.0)))
+        values = finite(scores, "scores", dimensions=2)
+        out = self.left_out(p_values, values)
+        as_far = len(self._farness) - np.searchsorted(self._farness, self._far(values[out]), side="left")
+        within = np.maximum(p_values[out], CLEAN_LEFT_OUT * np.maximum(as_far, 1) / self._clean)
+        found = np.minimum(p_values + self.clean_left_out, 1.0)
+        found[out] = np.where(self._beyond.finds(values[out], at_last=True), p_values[out], within)
+        return np.asarray(found)
+
+    def left_out(self, p_values: Float64s, scores: Floats) -> Mask:
+        """(k,): whether images of these scores (k, t) are no longer compared with. p_values: (k,), of the measure."""
+        beyond = self._beyond.finds(finite(scores, "scores", dimensions=2))
+        return np.asarray((p_values <= _level(len(self.calibration))) | beyond)
+
+    def _far(self, scores: Float64s) -> Float64s:
+        """How far scores (k, t) lie beyond nearly all that are compared with, over the tests, (k,)."""
+        n = len(self._sorted)
+        middle, edge = self._sorted[n // 2], self._sorted[min(int(EDGE * n), n - 1)]
+        return np.asarray(np.maximum((scores - edge) / np.maximum(edge - middle, NARROWEST), 0).sum(axis=1))
 
     def measure(self, scores: Floats) -> Float64s:
         """scores: (k, t). Returns (k,), higher the more suspicious. Raises ValueError where a score is not finite."""
@@ -118,14 +142,15 @@ class _Beyond:
 
     def __init__(self, reference: Float64s, weights: Float64s, free: Mask) -> None:
         self._free = free
-        self._level = max(STAYS_OUT, np.count_nonzero(free) / (len(reference) + 1))
+        self._least = np.count_nonzero(free) / (len(reference) + 1)
         self._joint = JointTest(reference[:, free], weights[free].tolist()) if free.any() else None
 
-    def finds(self, scores: Float64s) -> Mask:
-        """scores: (k, t). Returns (k,)."""
+    def finds(self, scores: Float64s, *, at_last: bool = False) -> Mask:
+        """scores: (k, t). at_last: only beyond all of the reference. Returns (k,)."""
         if self._joint is None:
             return np.zeros(len(scores), np.bool_)
-        return np.asarray(self._joint.p_values(scores[:, self._free])[0] <= self._level)
+        level = self._least if at_last else max(STAYS_OUT, self._least)
+        return np.asarray(self._joint.p_values(scores[:, self._free])[0] <= level * ROUNDING)
 
 
 def _suspected(measured: Float64s, calibration: Float64s) -> Mask:

@@ -67,6 +67,17 @@ class Calibrated:
         found = self._tested(self.among.calibration[:, None], self.calibration)[0]
         return self.among.amended(found, self.calibration.scores)
 
+    def unlike_any(self, images: Scored) -> NDArray[np.bool_]:
+        """(k,): who resembles none of the candidates that are compared with, beside a reference chosen among them."""
+        found = np.zeros(len(images), np.bool_)
+        if self.among is None or not self.among.clean_left_out:
+            return found
+        for here in _parts(len(images)):
+            some = images.at(here)
+            measured = self._tested(self.among.measure(some.scores)[:, None], some)[0]
+            found[here] = self.among.left_out(measured, some.scores)
+        return found
+
     def thresholds(self, level: float) -> P:
         """The scores beyond which each detector speaks against an image of any class at `level`, (t,); inf where none.
 

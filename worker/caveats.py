@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 
@@ -35,6 +36,21 @@ def caveats(judgement: Judgement, told_apart: float | None) -> list[str]:
             f"{flagged['share']:.2%} (95 % interval {flagged['low']:.2%} to {flagged['high']:.2%}, n = {flagged['n']})."
         )
     return found
+
+
+def unlike_and_kept(judgement: Judgement) -> list[str]:
+    """A sentence where a sifted reference lacks the like of more images than the rate lets be flagged."""
+    unlike = judgement.test.unlike_any(judgement.candidates)
+    kept = unlike & ~judgement.flagged
+    if not kept.any():
+        return []
+    told = (
+        f"{unlike.sum()} images resemble none of those that the others are compared with. Without trusted images "
+        f"nobody can say which of them are poison and which only uncommon: half of them are taken for clean, the "
+        f"farthest are flagged first, and {kept.sum()} of them stay in at this rate. Give trusted images"
+    )
+    enough = float(judgement.p_values[unlike].max())
+    return [f"{told}, or ask for a false_quarantine_rate of {ceil(1000 * enough) / 1000:g} to have them all flagged."]
 
 
 def thin_classes(judgement: Judgement, class_names: Sequence[str]) -> list[str]:

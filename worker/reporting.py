@@ -11,7 +11,7 @@ from models.panel.detectors import MODULES
 from models.specs import EvaluateSpec
 from service.datasets import repository as datasets
 from service.jobs.verdicts import Verdicts
-from worker.caveats import caveats, thin_classes
+from worker.caveats import caveats, thin_classes, unlike_and_kept
 from worker.context import Context
 from worker.exhibits import gallery
 from worker.fitting import Fitted, filter_phase
@@ -65,7 +65,11 @@ def write_sanitise(
         labels=fitted.listings.candidates.labels,
         gallery=gallery(fitted, judgement),
         rates_are=judgement.rates_are,
-        warnings=[*caveats(judgement, own.notes["told_apart"]), *thin_classes(judgement, sets.candidate.classes)],
+        warnings=[
+            *caveats(judgement, own.notes["told_apart"]),
+            *unlike_and_kept(judgement),
+            *thin_classes(judgement, sets.candidate.classes),
+        ],
         notes=own.notes | _panel_notes(fitted, judgement),
         versions=library_versions(),
         seconds=context.progress.close(),

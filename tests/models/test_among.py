@@ -92,7 +92,7 @@ def test_a_reference_chosen_for_looking_clean_keeps_the_rate_near() -> None:
     assert at_five < 0.5 * np.mean(beside_it)
 
 
-def test_half_of_what_a_chosen_reference_leaves_out_counts_as_clean_and_the_order_stays() -> None:
+def test_half_of_what_a_chosen_reference_leaves_out_counts_as_clean_the_nearer_first() -> None:
     rng = np.random.default_rng(61)
     scores, is_poison = poisoned(rng, 0.05, 3)
     reference = scores[~is_poison & (scores[:, 0] < np.quantile(scores[:, 0], 0.8))]
@@ -105,10 +105,31 @@ def test_half_of_what_a_chosen_reference_leaves_out_counts_as_clean_and_the_orde
     assert (given.amended(p, common) == p).all()
     out = (conformal_p_values(chosen.measure(scores), chosen.calibration) <= 0.01).mean()
     assert chosen.clean_left_out == pytest.approx(out / 2, abs=0.01)
-    assert (chosen.amended(p, common)[:2] == p[:2]).all()
     assert chosen.amended(p, common)[2:] == pytest.approx(np.minimum(p[2:] + chosen.clean_left_out, 1))
-    common[2:, 3] = 1e9  # what a test that did not choose the reference finds beyond it
-    assert (chosen.amended(p, common) == p).all()
+    assert chosen.amended(p, common)[0] == pytest.approx(chosen.clean_left_out / (1 - chosen.clean_left_out))
+    near_and_far = common.copy()
+    near_and_far[0, :2] = np.quantile(scores[:, :2], 0.99, axis=0)
+    near_and_far[1, :2] = scores[:, :2].max(axis=0) + 9
+    nearer, farthest = chosen.amended(p, near_and_far)[:2]
+    assert farthest == p[1] and 2 * farthest < nearer < chosen.clean_left_out
+    common[2:, 3] = 1e9  # what a test that did not choose the reference finds beyond all of it
+    assert (chosen.amended(p, common)[2:] == p[2:]).all()
+
+
+def test_beside_a_chosen_reference_no_more_than_twice_the_rate_of_all_is_flagged_of_what_it_lacks() -> None:
+    """However much of the clean was left out, and the poison, which lies farther, comes before them."""
+    rng, chosen_by = np.random.default_rng(62), np.array([True, True, False])
+    scores = np.stack([np.exp(rng.normal(size=N)) for _ in range(3)], axis=1)
+    is_poison, is_hard = np.arange(N) < 0.05 * N, np.arange(N) >= 0.9 * N
+    scores[is_poison, :2] = 200 + rng.normal(size=(is_poison.sum(), 2))
+    scores[is_hard, :2] += 40 * np.exp(rng.normal(size=(is_hard.sum(), 2)))
+    reference = scores[~is_poison & ~is_hard][:1500]
+    among = AmongCandidates(reference, scores, power_mean, chosen_by=chosen_by)
+    raw = conformal_p_values(among.measure(scores), among.calibration)
+    p = among.amended(raw, scores)
+    assert (raw[~is_poison] <= 0.05).mean() > 0.1, "the reference lacks them"
+    assert (p[is_poison] <= 0.05).all() and (p[~is_poison] <= 0.05).mean() <= 0.05
+    assert 0.035 < (p <= 0.02).mean() <= 0.042
 
 
 def test_a_detector_speaks_beyond_its_threshold() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.specs import CalibrationSpec, SanitiseSpec
-from worker.caveats import caveats, thin_classes
+from worker.caveats import caveats, thin_classes, unlike_and_kept
 from worker.judging import Judgement, judge
 from worker.scored import Detectors, Scored
 
@@ -56,3 +56,30 @@ def test_a_class_that_the_reference_hardly_shows_and_that_lost_much_is_told() ->
 @pytest.mark.parametrize(("trusted", "lost"), [(30, 28), (6, 1), (6, 0)])
 def test_a_class_that_is_well_shown_or_lost_little_is_not(trusted: int, lost: int) -> None:
     assert thin_classes(judged_by_class(trusted, lost), ["stop", "bend"]) == []
+
+
+def judged_beside_a_sifted_reference(rate: float) -> Judgement:
+    """Of 4,000 candidates 400 are uncommon to both tests through which the reference was chosen, and 200 poison."""
+    rng = np.random.default_rng(62)
+    scores = np.exp(rng.normal(size=(4000, 3)))
+    scores[:200, :2] = 200 + rng.normal(size=(200, 2))
+    scores[3600:, :2] += 40 * np.exp(rng.normal(size=(400, 2)))
+    panel = Detectors(("label_loss", "unchecked_loss", "residual_energy"), None)
+    spec = SanitiseSpec(calibration=CalibrationSpec(false_quarantine_rate=rate))
+    given = Scored(scores.astype(np.float32)), Scored(scores[200:1700].astype(np.float32))
+    return judge(*given, spec, panel, sifted=True)
+
+
+def test_what_a_sifted_reference_lacks_and_the_rate_keeps_is_told_with_the_rate_that_would_not() -> None:
+    judgement = judged_beside_a_sifted_reference(0.02)
+    (told,) = unlike_and_kept(judgement)
+    unlike = judgement.test.unlike_any(judgement.candidates)
+    assert f"{unlike.sum()} images resemble none" in told and "half of them" in told
+    assert f"{(unlike & ~judgement.flagged).sum()} of them stay in" in told
+    enough = float(told.split("false_quarantine_rate of ")[1].split()[0])
+    assert 0.02 < enough < 0.2
+    assert unlike_and_kept(judged_beside_a_sifted_reference(enough)) == []
+
+
+def test_beside_a_given_reference_nothing_is_said_of_what_it_lacks() -> None:
+    assert unlike_and_kept(judged(false_quarantine_rate=0.05)) == []
