@@ -119,6 +119,8 @@ def _sift(
             code="reference_too_small",
         )
     notes = {"looked_at": len(pool), "started_from": int(start.chosen.sum()), "trusted": len(chosen)}
+    if eye is not None:
+        notes["encoder"] = eye.facts["name"]
     return replace(sets, trusted=chosen), panel_fit, notes
 
 

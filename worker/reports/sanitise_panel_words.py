@@ -146,10 +146,13 @@ def _at_worst(facts: SanitiseFacts, found: Mapping[str, Shift]) -> list[str]:
 def sifted(sifting: Mapping[str, Any]) -> list[str]:
     """How a reference was sifted out of the candidates, a paragraph each."""
     looked, started, trusted = (int(sifting[name]) for name in ("looked_at", "started_from", "trusted"))
+    encoder = sifting.get("encoder")
+    tests, beside = ("six", f", and what the encoder {encoder} makes of the label") if encoder else ("five", "")
     return [
         f"Nobody vouched for any image. Of {plural(looked, 'candidate')} looked at, {count(started)} taught the first "
-        "classifiers: of each class the least suspicious under five tests (the loss of the label, what becomes of it "
-        "where a part of the image is hidden, the spectral signature, and whether a patch or a pattern recurs). Round "
+        f"classifiers: of each class the least suspicious under {tests} tests (the loss of the label, what becomes of "
+        "it where a part of the image is hidden, the spectral signature, and whether a patch or a pattern recurs"
+        f"{beside}). Round "
         "by round the classifiers took in the images whose label they could confirm without having seen them.",
         f"In the end {plural(trusted, 'image')} ({percent(trusted / looked) if looked else '–'}) were trusted: of each "
         "class those that no test found suspicious. A part of them fitted the filter, the rest calibrated it; as they "
