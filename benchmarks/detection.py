@@ -105,7 +105,7 @@ def _data_sets(text: str) -> list[str]:
 
 
 def _encoder(text: str) -> Encoder:
-    return Encoder.read(Path(text))
+    return Encoder(Path(text).read_bytes(), name=Path(text).stem)
 
 
 def _numbers(text: str) -> list[int]:

@@ -152,6 +152,26 @@ TABLES: dict[str, Table] = {
         )
         for kind in KINDS.values()
     },
+    "encoded": Table(
+        "detection",
+        "found without the encoder / with it / clean flagged with it, α = 2 %",
+        {"flips": "flips", "BadNets": "badnets"},
+        (
+            ("encoded/{set}/{line}/default/tpr", min),
+            ("encoded/{set}/{line}/panel/tpr", min),
+            ("encoded/{set}/{line}/panel/fpr", max),
+        ),
+    ),
+    "encoded-sifted": Table(
+        "detection",
+        "no trusted images, with it: poison found / clean flagged at α = 5 % / share of poison in the reference",
+        {"BadNets": "badnets", "flips": "flips"},
+        (
+            ("encoded-sifted/{set}/{line}/tpr", min),
+            ("encoded-sifted/{set}/{line}/fpr", max),
+            ("encoded-sifted/{set}/{line}/reference-poison", max),
+        ),
+    ),
     "sifted": Table(
         "detection",
         "poison found / clean flagged at α = 5 % / seeds whose sifted reference is free of poison",

@@ -26,8 +26,9 @@ CLEAN_LEFT_OUT = 0.5
 
 EDGE = 0.995
 """The share of those compared with that lies below what counts as far under a test."""
-NARROWEST = 1e-9
-"""Scores that hardly vary among those compared with are in units of this: whatever lies beyond them lies far beyond."""
+FARTHEST = 10
+"""That an image may lie beyond those compared with under a test whose scores are all but equal among them: one that
+counts has no unit of its own, and would drown the others."""
 
 ROUNDING = 1 + 1e-9
 ROUNDS = 8
@@ -82,6 +83,7 @@ class AmongCandidates:
         self._own = JointTest(self._sorted)
         chosen = chosen_by is not None and bool(np.any(chosen_by))
         self.clean_left_out = CLEAN_LEFT_OUT * float(suspected.mean()) if chosen else 0.0
+        self._edge, self._unit = self._scale(scores[suspected])
         self._farness = np.sort(self._far(scores[suspected]))
         self._clean = len(scores) - CLEAN_LEFT_OUT * np.count_nonzero(suspected)
 
@@ -96,7 +98,9 @@ class AmongCandidates:
         values = finite(scores, "scores", dimensions=2)
         out = self.left_out(p_values, values)
         as_far = len(self._farness) - np.searchsorted(self._farness, self._far(values[out]), side="left")
-        within = np.maximum(p_values[out], CLEAN_LEFT_OUT * np.maximum(as_far, 1) / self._clean)
+        nearest = self.clean_left_out + _level(len(self.calibration))  # less than who is compared with
+        rank = np.minimum(CLEAN_LEFT_OUT * np.maximum(as_far, 1) / self._clean, nearest)
+        within = np.maximum(p_values[out], rank)
         found = np.minimum(p_values + self.clean_left_out, 1.0)
         found[out] = np.where(self._beyond.finds(values[out], at_last=True), p_values[out], within)
         return np.asarray(found)
@@ -106,11 +110,17 @@ class AmongCandidates:
         beyond = self._beyond.finds(finite(scores, "scores", dimensions=2))
         return np.asarray((p_values <= _level(len(self.calibration))) | beyond)
 
-    def _far(self, scores: Float64s) -> Float64s:
-        """How far scores (k, t) lie beyond nearly all that are compared with, over the tests, (k,)."""
+    def _scale(self, out: Float64s) -> tuple[Float64s, Float64s]:
+        """Of each test: the far point of those compared with, and the unit beyond it. out: (o, t)."""
         n = len(self._sorted)
         middle, edge = self._sorted[n // 2], self._sorted[min(int(EDGE * n), n - 1)]
-        return np.asarray(np.maximum((scores - edge) / np.maximum(edge - middle, NARROWEST), 0).sum(axis=1))
+        widest = np.maximum(out.max(axis=0, initial=-np.inf), edge) - edge
+        unit = np.maximum(edge - middle, widest / FARTHEST)
+        return edge, np.where(unit > 0, unit, 1.0)
+
+    def _far(self, scores: Float64s) -> Float64s:
+        """How far scores (k, t) lie beyond nearly all that are compared with, over the tests, (k,)."""
+        return np.asarray((np.maximum(scores - self._edge, 0) / self._unit).sum(axis=1))
 
     def measure(self, scores: Floats) -> Float64s:
         """scores: (k, t). Returns (k,), higher the more suspicious. Raises ValueError where a score is not finite."""

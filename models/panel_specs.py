@@ -22,7 +22,8 @@ DetectorName = Literal[
     "encoder_loss",
 ]
 
-EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+ENCODER_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+EncoderName = Annotated[str, Field(pattern=ENCODER_NAME)]
 
 CHOOSES_REFERENCE: frozenset[DetectorName] = frozenset(
     {

@@ -5,8 +5,10 @@ They are not a tenant's: an ONNX file is opened by native code, and whoever choo
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from models.panel_specs import ENCODER_NAME
 from service.errors import InvalidParams
 from service.settings import Settings
 
@@ -16,19 +18,28 @@ SHOWN = 20
 
 def offered(settings: Settings) -> list[str]:
     """The names that jobs may give, sorted."""
-    return sorted(path.stem for path in settings.encoders.glob(f"*{SUFFIX}") if path.is_file())
+    found = (path.stem for path in settings.encoders.glob(f"*{SUFFIX}") if _is_file(path))
+    return sorted(name for name in found if re.fullmatch(ENCODER_NAME, name))
 
 
 def find(settings: Settings, name: str) -> Path:
     """Raises InvalidParams where this deployment has no such encoder. `name` has been checked to be no path."""
     path = settings.encoders / f"{name}{SUFFIX}"
-    if not path.is_file():
+    if not _is_file(path):
         raise InvalidParams(
             f"There is no encoder {name!r} here. {_what_there_is(settings)}",
             code="encoder_not_found",
             encoders=offered(settings),
         )
     return path
+
+
+def _is_file(path: Path) -> bool:
+    """False, too, where the folder may not be searched: some versions of Python raise that."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _what_there_is(settings: Settings) -> str:

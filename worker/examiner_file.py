@@ -42,7 +42,7 @@ def unpack_examiner(data: bytes, encoder_of: Callable[[Mapping[str, Any]], Encod
     """encoder_of: finds again the encoder of such facts as `Examiner` holds; asked only where there was one."""
     arrays = load_tensors(data)
     notes = json.loads(arrays[NOTES].tobytes())
-    facts = notes["encoder"]
+    facts = notes.get("encoder")  # an examiner of before there were any has no word of it
     filters = tuple(Filter.load(_under(arrays, f"filter.{fold}"), meta) for fold, meta in enumerate(notes["filters"]))
     crossed = CrossFilter(filters)
     panel = None

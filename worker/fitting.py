@@ -86,12 +86,11 @@ def fit_all(context: Context, sets: Sets, spec: SanitiseSpec) -> Fitted:
 
 
 def _eye(context: Context, sets: Sets, spec: SanitiseSpec) -> Eye | None:
-    """The encoder that is asked for, tried on one image: what it refuses is told before anything is fitted."""
+    """The encoder that is asked for, tried: what it refuses is told before anything is fitted."""
     if spec.panel.encoder is None:
         return None
-    eye = Eye(context.settings, spec.panel.encoder)
-    eye.encode(sets.candidate_reader.images(np.zeros(1, np.int64)))
-    return eye
+    height, width, channels = sets.candidate.image_shape
+    return Eye.of_job(context.settings, context.checkpoints, spec.panel.encoder, (height, width, channels))
 
 
 def _encoded(context: Context, pool: Pool, eye: Eye | None) -> Pool:

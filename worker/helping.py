@@ -46,8 +46,8 @@ def _take_a_turn(runtime: Runtime, first: StepClaim, shutting_down: Flag) -> Non
     began, claim = time.monotonic(), first
     with _worker_of(runtime, first.job, first.phase) as work:
         while True:
-            attempt(runtime, claim, work, shutting_down)
-            if shutting_down.is_set():
+            able = attempt(runtime, claim, work, shutting_down)
+            if shutting_down.is_set() or not able:
                 return
             if time.monotonic() - began > TURN_SECONDS:
                 calling.call(runtime.database, runtime.doorbell, first.job.job_id, first.phase)

@@ -12,7 +12,7 @@ import numpy as np
 from models.panel.detectors import Encode
 from models.training import Watch
 from service.datasets.shards import ShardReader
-from service.errors import Corrupt
+from service.errors import Corrupt, InvalidParams
 from service.jobs import artifacts
 from service.jobs.steps import StepClaim
 from worker.context import Context
@@ -22,7 +22,7 @@ from worker.examiner import Examiner, Listing, Scores
 from worker.examiner_file import pack_examiner, unpack_examiner
 from worker.fanout import fan_out
 from worker.scoring import packed, score_range, unpacked
-from worker.stepping import Work
+from worker.stepping import CannotHelp, Work
 
 PHASE = "scoring"
 
@@ -74,6 +74,9 @@ def _load(context: Context, key: str, digest: str) -> tuple[Examiner, Listing, S
     _, reader = open_version(context, context.claim.inputs["dataset"])
 
     def encoder_of(facts: Mapping[str, Any]) -> Encode:
-        return Eye(context.settings, facts["name"], sha256=facts["sha256"]).encode
+        try:
+            return Eye(context.settings, facts["name"], sha256=facts["sha256"]).encode
+        except InvalidParams as error:
+            raise CannotHelp(error.message) from error
 
     return *unpack_examiner(data, encoder_of), reader

@@ -27,6 +27,13 @@ Work = Callable[[StepClaim, Watch], bytes]
 log = structlog.get_logger()
 
 
+CANNOT = "cannot help"
+
+
+class CannotHelp(Exception):
+    """This worker lacks what the step takes; another may have it, and who owns the job has."""
+
+
 class StepWatch:
     """The watch of a step. It also stops where what the step is part of is to stop, without waiting for a beat."""
 
@@ -39,8 +46,10 @@ class StepWatch:
         self._watch.advance(done, total)
 
 
-def attempt(runtime: Runtime, claim: StepClaim, work: Work, stopping: Flag) -> None:
+def attempt(runtime: Runtime, claim: StepClaim, work: Work, stopping: Flag) -> bool:
     """Raises nothing: afterwards the step has succeeded, failed, been given back, or belongs to another.
+
+    False where this worker cannot do such steps.
 
     stopping: raised where this process is to end, or the job.
     """
@@ -57,6 +66,7 @@ def attempt(runtime: Runtime, claim: StepClaim, work: Work, stopping: Flag) -> N
         took_s = time.monotonic() - began
         runtime.metrics.step_ended(claim.phase, ended, took_s)
         log.info("step ended", state=ended, took_s=round(took_s, 3))
+    return ended != CANNOT
 
 
 def _run(runtime: Runtime, claim: StepClaim, work: Work, stopping: Flag) -> str:
@@ -75,6 +85,10 @@ def _run(runtime: Runtime, claim: StepClaim, work: Work, stopping: Flag) -> str:
     except Stopped:
         steps.give_back(runtime.database, claim)
         return "given back"
+    except CannotHelp as error:
+        steps.give_back(runtime.database, claim)
+        log.warning("cannot help", reason=str(error))
+        return CANNOT
     except (LeaseLost, SQLAlchemyError):
         raise
     except Exception as error:  # noqa: BLE001 (a step may fail in any way; the job must say so whatever it was)

@@ -29,7 +29,7 @@ PENALTY = 1e-3
 """On the squared weights, beside the mean loss."""
 MOST_STEPS = 100
 LEAST_SPREAD = 1e-3
-"""Of a feature, of its typical spread: one that hardly varies is not blown up."""
+"""Of a feature, of the mean of all: one that hardly varies says nothing."""
 
 Float32s = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -53,8 +53,9 @@ class EncoderLoss:
         if features.ndim != 2 or not len(features) or labels.shape != features.shape[:1]:
             raise ValueError(f"want features (n, d) with a label each, not {features.shape} and {labels.shape}")
         centre, spread = features.mean(axis=0), features.std(axis=0)
-        floor = LEAST_SPREAD * float(np.median(spread)) + float(np.finfo(np.float32).tiny)
-        scale = np.asarray(NORM / math.sqrt(features.shape[1]) / np.maximum(spread, floor), np.float32)
+        varies = spread > LEAST_SPREAD * spread.mean()
+        norm = NORM / math.sqrt(max(1, int(np.count_nonzero(varies))))
+        scale = np.where(varies, norm / np.where(varies, spread, 1), 0).astype(np.float32)
         x = torch.from_numpy(np.asarray((features - centre) * scale, np.float32))
         weight, bias = _regression(x, torch.from_numpy(labels), num_classes)
         return cls(centre, scale, weight.numpy(), bias.numpy())

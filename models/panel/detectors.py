@@ -143,13 +143,17 @@ class Divergence:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """−log p(label) of a linear classifier of what a pretrained encoder sees."""
+    """−log p(label) of linear classifiers of what a pretrained encoder sees. fitted: one for each fold."""
 
     encode: Encode
-    fitted: encoder_loss.EncoderLoss
+    fitted: tuple[encoder_loss.EncoderLoss, ...]
 
     def score(self, view: View) -> Float32s:
-        return self.fitted.score(self.encode(view.images), view.labels)
+        features, found = self.encode(view.images), np.empty(len(view), np.float32)
+        for fold, part in enumerate(self.fitted):
+            own = view.folds == fold
+            found[own] = part.score(features[own], view.labels[own])
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,8 +238,7 @@ def _patterns(means: Means) -> Fitted:
 def _encoder_loss(means: Means) -> Fitted:
     if means.encode is None or means.pool is None:
         raise ValueError("encoder_loss needs an encoder")
-    fitted = cross_fit_losses(means.pool, means.confirmed, means.known)
-    return PerFold(tuple(Encoded(means.encode, part) for part in fitted))
+    return Encoded(means.encode, cross_fit_losses(means.pool, means.confirmed, means.known))
 
 
 def _surprise(view: View) -> Float32s:

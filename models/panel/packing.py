@@ -125,7 +125,10 @@ def _state(detector: Fitted) -> Arrays:
         return {f"{fold}.{key}": value for fold, part in parts.items() for key, value in part.items()}
     if isinstance(detector, Agreement):
         return _fields(detector.index)
-    if isinstance(detector, Signature | Recurrence | Pattern | Encoded):
+    if isinstance(detector, Encoded):
+        parts = {f"{fold}": _fields(part) for fold, part in enumerate(detector.fitted)}
+        return {f"{fold}.{key}": value for fold, part in parts.items() for key, value in part.items()}
+    if isinstance(detector, Signature | Recurrence | Pattern):
         return _fields(detector.fitted)
     if isinstance(detector, Copies):
         return {**_fields(detector.index), "indexed": np.array(detector.indexed)}
@@ -154,7 +157,7 @@ def _detector(name: str, arrays: Mapping[str, NDArray[Any]]) -> Fitted:
 def _encoded(arrays: Mapping[str, NDArray[Any]], encode: Encode | None) -> Fitted:
     if encode is None:
         raise ValueError("encoder_loss needs an encoder")
-    return PerFold(tuple(Encoded(encode, _restored(EncoderLoss, _under(arrays, str(fold)))) for fold in range(FOLDS)))
+    return Encoded(encode, tuple(_restored(EncoderLoss, _under(arrays, str(fold))) for fold in range(FOLDS)))
 
 
 def _fields(index: Any) -> Arrays:

@@ -11,18 +11,10 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from models.onnx_errors import RUNTIME_ERRORS, first_line
+from models.onnx_runtime import CPU, CUDA, CUDA_OPTIONS, ERRORS_ONLY, RUNTIME_ERRORS, first_line
 from service.serving.errors import CudaMissing, ModelFault
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
-CUDA_OPTIONS = {
-    "cudnn_conv_algo_search": "HEURISTIC",  # the default tries every algorithm at every new shape
-    "use_tf32": "0",  # ten bits of mantissa would move scores away from those that were calibrated
-    "arena_extend_strategy": "kSameAsRequested",
-}
-ERRORS_ONLY = 3
 
 
 @dataclass(frozen=True)

@@ -181,9 +181,7 @@ def test_working_resolutions(client: WinnowClient, digits: Digits, size: int) ->
     assert job.result["image_shape"] == [size, size, 3]
 
 
-def test_an_encoder_of_the_operators_is_asked_by_every_worker(
-    stack: RunningStack, client: WinnowClient, sets: dict[str, str]
-) -> None:
+def test_an_encoder_of_the_operators_is_asked(stack: RunningStack, client: WinnowClient, sets: dict[str, str]) -> None:
     folder = stack.home / "encoders"
     folder.mkdir(exist_ok=True)
     (folder / "lines.onnx").write_bytes(line_encoder(channels=3))

@@ -116,7 +116,7 @@ def test_half_of_what_a_chosen_reference_leaves_out_counts_as_clean_the_nearer_f
     assert (chosen.amended(p, common)[2:] == p[2:]).all()
 
 
-def test_beside_a_chosen_reference_no_more_than_twice_the_rate_of_all_is_flagged_of_what_it_lacks() -> None:
+def test_of_what_only_the_choosing_tests_find_no_more_than_twice_the_rate_of_all_is_flagged() -> None:
     """However much of the clean was left out, and the poison, which lies farther, comes before them."""
     rng, chosen_by = np.random.default_rng(62), np.array([True, True, False])
     scores = np.stack([np.exp(rng.normal(size=N)) for _ in range(3)], axis=1)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper, load_model_from_string, save_model
 
 from models.encoder import BATCH, Encoder, UnfitEncoder
+from models.onnx_runtime import is_memory
 from models.watch import Stopped
 from tests.encoders import line_encoder
 
@@ -62,11 +63,37 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
         Encoder(line_encoder(divide_by=0.0), name="lines").encode(noise(3))
 
 
-def test_the_name_is_the_files_and_the_digest_its_bytes(tmp_path: Path) -> None:
-    for name, onnx in (("lines", line_encoder()), ("others", line_encoder(channels=3))):
-        (tmp_path / f"{name}.onnx").write_bytes(onnx)
-    lines, others = Encoder.read(tmp_path / "lines.onnx"), Encoder.read(tmp_path / "others.onnx")
-    assert (lines.name, others.name) == ("lines", "others") and lines.sha256 != others.sha256
+def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
+    save_model(
+        load_model_from_string(line_encoder()), tmp_path / "x.onnx", save_as_external_data=True, size_threshold=0
+    )
+    with pytest.raises(UnfitEncoder, match="external_data=False"):
+        Encoder((tmp_path / "x.onnx").read_bytes(), name="lines")
+
+
+def quantised_by_batch() -> bytes:
+    """As dynamic quantisation leaves a network: the step is that of the largest value of the whole batch."""
+    graph = load_model_from_string(line_encoder()).graph
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["images"], ["q", "step", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["x"]),
+        *(node for node in graph.node if node.op_type != "Cast"),
+    ]
+    own = helper.make_graph(nodes, "lines", graph.input, graph.output, graph.initializer)
+    made = helper.make_model(own, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(made.SerializeToString())
+
+
+def test_a_network_that_looks_at_a_batch_as_a_whole_is_refused() -> None:
+    Encoder(line_encoder(), name="lines").check((12, 12, 1))
+    with pytest.raises(UnfitEncoder, match="beside other images"):
+        Encoder(quantised_by_batch(), name="lines").check((12, 12, 1))
+
+
+def test_refused_memory_is_told_as_that() -> None:
+    assert is_memory(RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 9"))
+    assert is_memory(RuntimeError("CUDA failure 2: out of memory"))
+    assert not is_memory(ValueError("Required inputs (['x']) are missing"))
 
 
 def test_it_tells_how_far_it_is_and_stops_when_asked() -> None:

@@ -165,7 +165,7 @@ def test_a_panel_that_was_packed_scores_every_image_exactly_as_before() -> None:
 
 
 def test_what_an_encoder_knows_finds_flips_where_the_panels_own_classifiers_learnt_nothing() -> None:
-    """One step for each classifier: all that is known of bars is the encoder's."""
+    """Ten steps for each classifier: all that is known of bars is the encoder's."""
     given, encoder = case("flip"), Encoder(line_encoder(), name="lines")
     pool, rows = replace(given.pool, encoded=encoder.encode(given.pool.images)), np.arange(len(given.pool))
     spec = PanelSpec(encoder="lines", detectors=("label_loss",), rounds=1, steps=10, final_steps=10, width=4)

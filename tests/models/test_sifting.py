@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from models.attacks.triggers import Patch
+from models.encoder import Encoder
 from models.panel.pool import Pool, folds_of
 from models.panel.sifting import Start, least_in_class, ranks, ranks_in_class, starting_set
 from models.specs import PanelSpec
 from models.training import Forgetful, Silent
+from tests.encoders import line_encoder
 from tests.models.test_panel import CLASSES, shapes
 
 COUNT, POISONED, TARGET = 1200, 150, 0
@@ -38,6 +42,22 @@ def test_a_patch_that_is_a_quarter_of_its_class_is_not_started_from() -> None:
     assert start.chosen[poison].sum() <= 1
     assert (start.suspicion > 0).all()
     assert start.suspicion.max() <= 1
+
+
+def test_an_encoder_keeps_flips_out_that_the_panels_own_classifiers_do_not_see() -> None:
+    images, labels = shapes(COUNT, np.random.default_rng(12))
+    poison = np.arange(COUNT) < POISONED
+    labels[poison] = (labels[poison] + 1) % CLASSES
+    pool = Pool(images, labels, folds_of(COUNT, seed=0, what="test"), np.zeros(COUNT, np.bool_), CLASSES)
+    encoded = replace(pool, encoded=Encoder(line_encoder(), name="lines").encode(images))
+    spec = PanelSpec(rounds=1, steps=10, final_steps=10, width=4)
+
+    def poison_in(given: Pool) -> int:
+        start = starting_set(given, spec, seed=1, watch_for=lambda _: Silent(), checkpoints=Forgetful())
+        return int(start.chosen[poison].sum())
+
+    assert poison_in(pool) > 20
+    assert poison_in(encoded) <= 3
 
 
 def test_what_has_no_evidence_ranks_low_among_all() -> None:

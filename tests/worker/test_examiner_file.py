@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+from safetensors.numpy import load, save
 
 from models.autoencoders.residual import ResidualDenoiser
 from models.filtering import CrossFilter, Filter
 from models.panel.detectors import Encode
 from models.seeding import seeded
-from service.errors import InvalidParams
-from service.settings import Settings
-from tests.encoders import line_encoder
-from worker.encoders import Eye
 from worker.examiner import Examiner, Listing
 from worker.examiner_file import pack_examiner, unpack_examiner
 
@@ -56,12 +52,10 @@ def test_a_listing_takes_as_many_bytes_as_its_numbers_need() -> None:
     assert whole - empty < 100_000 * (1 + 1 + 4) + 1000
 
 
-def test_a_worker_with_another_file_by_the_encoders_name_says_so(tmp_path: Path) -> None:
-    settings = Settings(encoders=tmp_path)
-    (tmp_path / "lines.onnx").write_bytes(line_encoder())
-    sha256 = Eye(settings, "lines").facts["sha256"]
-    assert Eye(settings, "lines", sha256=sha256).facts["sha256"] == sha256
-    (tmp_path / "lines.onnx").write_bytes(line_encoder(channels=3))
-    with pytest.raises(InvalidParams, match="not the file that this job began with") as caught:
-        Eye(settings, "lines", sha256=sha256)
-    assert caught.value.code == "encoder_changed"
+def test_one_of_before_there_were_encoders_is_read_as_having_none() -> None:
+    examiner, blank = Examiner(CrossFilter((a_filter(0),)), None), np.zeros(0, np.int64)
+    arrays = load(pack_examiner(examiner, Listing(blank, blank, blank)))
+    notes = json.loads(arrays["notes"].tobytes())
+    del notes["encoder"]
+    arrays["notes"] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+    assert unpack_examiner(save(arrays), nobody)[0].encoder is None

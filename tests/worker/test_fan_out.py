@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from models.training import Silent, Stopped, Watch
 from service.db import Database
 from service.errors import WinnowError
-from service.jobs import artifacts, repository
+from service.jobs import artifacts, repository, steps
 from service.jobs.create import add_job
 from service.jobs.queue import Doorbell, celery_app
 from service.jobs.steps import StepClaim
@@ -20,7 +21,7 @@ from worker.context import Context
 from worker.fanout import fan_out, worth_sharing
 from worker.progress import Progress
 from worker.runtime import Runtime
-from worker.stepping import Work
+from worker.stepping import CannotHelp, Work, attempt
 
 IMAGES = 95
 WHOLE = bytes(range(IMAGES))
@@ -131,3 +132,18 @@ def test_an_order_to_stop_gives_the_step_back(context: Context) -> None:
     context.progress.stopping.clear()
     assert results(context, work) == WHOLE
     assert did == [*range(5), *range(4, 10)]
+
+
+def test_a_helper_that_lacks_what_a_step_takes_costs_the_job_nothing(context: Context) -> None:
+    """More often than a step may fail, and then who owns the job does them all."""
+    database, bounds = context.runtime.database, [(start, min(start + 10, IMAGES)) for start in range(0, IMAGES, 10)]
+    steps.open_phase(database, context.claim, "scoring", bounds, {"sha256": "d"}, max_attempts=3)
+
+    def cannot(_claim: StepClaim, _watch: Watch) -> bytes:
+        raise CannotHelp("no such encoder here")
+
+    for _ in range(5):
+        claim = steps.claim(database, context.claim.job_id, "scoring", worker="there:1", lease_seconds=9)
+        assert claim is not None and claim.number == 0
+        assert not attempt(context.runtime, claim, cannot, Event())
+    assert results(context) == WHOLE
