@@ -17,22 +17,26 @@ def cross_fit_losses(pool: Pool, taught: Bools, known: Bools) -> tuple[EncoderLo
     The first round learns from `taught`, each other from what the one before confirmed; all learn from `known`.
     Raises ValueError where the pool was not encoded or nothing is taught.
     """
-    if pool.encoded is None:
-        raise ValueError("encoder_loss needs an encoder")
-    rows = taught | known
+    encoded, rows = _encodings(pool), taught | known
     for _ in range(ROUNDS):
-        fitted = tuple(_fit(pool, pool.encoded, rows, fold) for fold in range(FOLDS))
-        rows = (_believed(pool, pool.encoded, fitted) == pool.labels) | known
+        fitted = tuple(_fit(pool, encoded, rows, fold) for fold in range(FOLDS))
+        rows = (_believed(pool, encoded, fitted) == pool.labels) | known
     return fitted
 
 
 def losses(pool: Pool, taught: Bools, known: Bools) -> Float32s:
     """−log p(label) of each image of the pool, (n,), by the classifier that has not seen it."""
-    found = np.empty(len(pool), np.float32)
+    encoded, found = _encodings(pool), np.empty(len(pool), np.float32)
     for fold, part in enumerate(cross_fit_losses(pool, taught, known)):
         own = pool.folds == fold
-        found[own] = part.score(pool.encoded[own], pool.labels[own])  # type: ignore[index]
+        found[own] = part.score(encoded[own], pool.labels[own])
     return found
+
+
+def _encodings(pool: Pool) -> Float32s:
+    if pool.encoded is None:
+        raise ValueError("encoder_loss needs an encoder")
+    return pool.encoded
 
 
 def _fit(pool: Pool, encoded: Float32s, rows: Bools, fold: int) -> EncoderLoss:
